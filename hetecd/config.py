@@ -1,0 +1,195 @@
+"""Settings: two frozen dataclasses and the recipes that fill them.
+
+A recipe is a flat YAML file of the fields of :class:`ModelConfig` and :class:`TrainConfig`. This module imports
+neither torch nor rasterio, so that ``hetecd train --help`` answers at once.
+"""
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hetecd.errors import ConfigError
+
+IGNORE = 255  # label value of a pixel that never counts
+
+EncoderName = Literal[
+    "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
+    "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5",
+]  # fmt: skip
+Role = Literal["optical", "sar"]
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}: found {value}, expected {low} to {high}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. The defaults are HeteCD as published (REFERENCE: MiT-b2, width 256).
+
+    Attributes:
+        encoder: hierarchical transformer of both branches.
+        optical_channels: channels of the optical input.
+        sar_channels: channels of the SAR input.
+        width: channels D of the decoder.
+        attention: scale of the two attention maps of the difference block. "published" multiplies by a softmax over
+            2D slices (about 1/2D each) and a sigmoid (about 1/2), which leaves the block almost without signal;
+            "rescaled" multiplies those by 2D and 2, so that an untrained block passes its input through.
+        dropout: in attention, projection and mlp of the encoders.
+        drop_path: stochastic depth of the last encoder block, rising linearly from 0.
+        decoder_dropout: channel dropout in the decoder.
+        token_dropout: True drops whole tokens after the decoder's first projection, as the release does by accident
+            (channel dropout on a (B, N, C) tensor); False drops channels.
+        modalities: "optical" or "sar" blanks the other input, for controls that must not see both dates.
+    """
+
+    encoder: EncoderName = "mit_b2"
+    optical_channels: int = 3
+    sar_channels: int = 3
+    width: int = 256
+    attention: Literal["published", "rescaled"] = "published"
+    dropout: float = 0.2
+    drop_path: float = 0.2
+    decoder_dropout: float = 0.1
+    token_dropout: bool = True
+    modalities: Literal["both", "optical", "sar"] = "both"
+
+    def __post_init__(self) -> None:
+        for name in ("optical_channels", "sar_channels", "width"):
+            _check_range(name, getattr(self, name), 1, 4096)
+        for name in ("dropout", "drop_path", "decoder_dropout"):
+            _check_range(name, getattr(self, name), 0, 0.95)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained.
+
+    Attributes:
+        before_is: which modality the earlier date is; folder A (T1, pre-event, im1) holds the earlier date.
+        optical_bands: bands to read, from 1; empty = all. May repeat ([1, 1, 1]: one SAR band as three channels).
+        sar_bands: the same for SAR.
+        normalise: "percentile" fits the 1st and 99th percentile per band on the training split; "uint8" is pixel / 255.
+        sar_db: SAR pixels are linear power and are turned into dB.
+        optical_unit: what optical pixels are, written into the checkpoint.
+        sar_unit: what SAR pixels are, written into the checkpoint.
+        gsd_m: ground sampling distance of the tiles in metres, written into the checkpoint; 0 = unknown.
+        data_licence: licence of the training data, written into the checkpoint.
+        ignore_255: labels are {0, 1, 255} and 255 means "do not count".
+        tile_px: training tiles are cropped at random to this edge; 0 = whole tiles.
+        val_fraction: share of the training tiles held out, in blocks of consecutive names, where no val split exists.
+        epochs: passes over the training split.
+        batch: pairs per step and device.
+        lr: peak learning rate of AdamW.
+        weight_decay: of AdamW.
+        decay: which parameters decay: "weights" (matrices and kernels) or "all" (biases and norms too).
+        warmup: share of all steps in which the learning rate rises linearly.
+        lr_power: learning rate falls as (1 - step / steps) ** lr_power.
+        clip: largest gradient norm; 0 = no clipping.
+        seed: of weights, order, augmentation and dropout.
+        precision: "32" or "bf16" (autocast).
+        workers: processes that read tiles; 0 reads in the main process.
+        ce_weights: class weights of the cross entropy (unchanged, changed).
+        val_ce_weights: the same for the validation loss.
+        dice: "soft" is the usual soft Dice of the changed class, "released" the defective published one.
+        dice_weight: factor of the Dice term.
+        fca_weight: factor of the feature consistency alignment.
+        fca_schedule: "decay" = weight / (epoch + 1) as released, "ramp" rises linearly over the training, "constant".
+        encoder_weights: pretrained weights for both encoders (a converted .safetensors file).
+        flip: probability of each of the two flips.
+        rotate90: rotate by a random multiple of 90 degrees.
+        scale: largest enlargement; a tile is enlarged by U(1, scale) and cropped back.
+        blur_px: Gaussian blur of radius U(0, blur_px).
+        optical_jitter: brightness, contrast and saturation of optical vary by this share.
+        optical_hue: hue of optical varies by this share of the circle (first three bands).
+        sar_jitter: brightness and contrast of SAR vary by this share.
+        sar_hue: hue jitter on SAR. Senseless; the published recipe does it.
+        sar_speckle: standard deviation of extra multiplicative speckle on SAR.
+    """
+
+    before_is: Role = "optical"
+    optical_bands: tuple[int, ...] = ()
+    sar_bands: tuple[int, ...] = ()
+    normalise: Literal["percentile", "uint8"] = "percentile"
+    sar_db: bool = False
+    optical_unit: str = "digital number"
+    sar_unit: str = "digital number"
+    gsd_m: float = 0.0
+    data_licence: str = "unknown"
+    ignore_255: bool = False
+    tile_px: int = 0
+    val_fraction: float = 0.15
+    epochs: int = 50
+    batch: int = 8
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    decay: Literal["weights", "all"] = "weights"
+    warmup: float = 0.05
+    lr_power: float = 1.0
+    clip: float = 1.0
+    seed: int = 0
+    precision: Literal["32", "bf16"] = "32"
+    workers: int = 0
+    ce_weights: tuple[float, float] = (1.0, 1.0)
+    val_ce_weights: tuple[float, float] = (1.0, 1.0)
+    dice: Literal["soft", "released"] = "soft"
+    dice_weight: float = 1.0
+    fca_weight: float = 0.1
+    fca_schedule: Literal["decay", "constant", "ramp"] = "ramp"
+    encoder_weights: str = ""
+    flip: float = 0.5
+    rotate90: bool = True
+    scale: float = 1.2
+    blur_px: float = 0.0
+    optical_jitter: float = 0.2
+    optical_hue: float = 0.0
+    sar_jitter: float = 0.2
+    sar_hue: float = 0.0
+    sar_speckle: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("val_fraction", 0.01, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
+            ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),
+            ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
+            ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
+            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5),
+        ):  # fmt: skip
+            _check_range(name, getattr(self, name), low, high)
+        if 0 < self.tile_px < 32:
+            raise ConfigError(f"tile_px: found {self.tile_px}, expected 0 (whole tiles) or at least 32")
+
+
+# Set from the data, never by a recipe.
+_FROM_DATA = ("optical_channels", "sar_channels")
+
+
+def recipe_keys() -> list[str]:
+    """Names that a recipe may set."""
+    return [f.name for cls in (ModelConfig, TrainConfig) for f in fields(cls) if f.name not in _FROM_DATA]
+
+
+def read_recipe(path: Path | str) -> dict[str, Any]:
+    """Read a recipe's flat mapping and check its keys (values are checked by the dataclasses).
+
+    Raises:
+        ConfigError: the file is missing, no flat YAML mapping, or holds an unknown key (the nearest one is named).
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this recipe ({error.strerror}); see the folder recipes/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found {type(content).__name__}, expected lines of `key: value`")
+    known = recipe_keys()
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: unknown key '{key}'; did you mean '{near[0]}'?")
+    return content

@@ -1,0 +1,31 @@
+"""The few ways hetecd says no.
+
+    HetecdError
+    ├── InputError (ValueError)     a file or argument is not what it must be
+    ├── ConfigError (ValueError)    a recipe or setting is wrong
+    ├── CheckpointError (ValueError)  a weights file cannot be used
+    └── OutputError (OSError)       a result cannot be written
+
+Every message is one line: which file or argument, what was found, what was expected, what to do.
+The command line prints it and exits with 1; the traceback only shows with ``--debug``.
+"""
+
+
+class HetecdError(Exception):
+    """Root of everything hetecd raises on purpose."""
+
+
+class InputError(HetecdError, ValueError):
+    """A raster, data folder, label or argument is not what it must be."""
+
+
+class ConfigError(HetecdError, ValueError):
+    """A recipe or a setting is wrong."""
+
+
+class CheckpointError(HetecdError, ValueError):
+    """A weights file is unreadable, foreign or does not fit."""
+
+
+class OutputError(HetecdError, OSError):
+    """A result cannot be written (folder not writable, disk full)."""

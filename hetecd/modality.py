@@ -1,0 +1,132 @@
+"""What a network expects of one date: which bands, in which unit, scaled how.
+
+A :class:`Modality` travels inside every checkpoint, so that a network never meets numbers it was not trained on.
+NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN where a pixel is invalid.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetecd.errors import ConfigError, InputError
+
+Floats = NDArray[np.float32]
+
+# Outside its usual range a value still means something (a ship in SAR, a cloud in optical), but not a hundred times
+# as much. In units of the range between `low` and `high`.
+CLIP = (-1.0, 2.0)
+DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Input contract of one date.
+
+    Attributes:
+        bands: band numbers in the file, from 1, in the order the network reads them. A band may be repeated.
+        low: value per band that becomes 0 (after the change to dB, where ``db``).
+        high: value per band that becomes 1.
+        db: True where the raw value is linear power and the network wants ``10 log10`` of it.
+        unit: what the raw numbers are: "digital number", "reflectance", "dB", "linear power".
+        gsd_m: ground sampling distance of the training data in metres, None where it was unknown.
+    """
+
+    bands: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    db: bool = False
+    unit: str = "digital number"
+    gsd_m: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.bands or min(self.bands) < 1:
+            raise ConfigError(f"bands: found {self.bands}, expected band numbers from 1")
+        if not len(self.bands) == len(self.low) == len(self.high):
+            raise ConfigError(
+                f"modality: found {len(self.bands)} bands, {len(self.low)} low and {len(self.high)} high values, "
+                "expected as many of each"
+            )
+        if not all(np.isfinite(lo) and np.isfinite(hi) and hi > lo for lo, hi in zip(self.low, self.high, strict=True)):
+            raise ConfigError(f"modality: low {self.low} must be finite and below high {self.high}")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels the network reads."""
+        return len(self.bands)
+
+    def check_bands(self, count: int, what: str) -> None:
+        """Raise InputError unless a file with ``count`` bands can serve; ``what`` names the file or role."""
+        if count < max(self.bands):
+            raise InputError(
+                f"{what}: found {count} band{'s'[: count != 1]}, expected at least {max(self.bands)} "
+                f"(the network reads bands {list(self.bands)}); use other weights or another file"
+            )
+
+    def normalise(self, raw: Floats) -> Floats:
+        """Scale raw values to about [0, 1]; invalid (NaN, infinite) pixels become 0.
+
+        Args:
+            raw: (..., C, H, W) float32 in the unit of the file, already in the order of ``bands``, NaN = invalid.
+
+        Returns:
+            A new array of the same shape, float32, without NaN.
+        """
+        if raw.shape[-3] != self.channels:
+            raise InputError(f"image: found {raw.shape[-3]} channels, expected {self.channels} (bands {self.bands})")
+        x = to_db(raw) if self.db else raw
+        low = np.asarray(self.low, np.float32)[:, None, None]
+        span = np.asarray(self.high, np.float32)[:, None, None] - low
+        x = np.clip((x - low) / span, *CLIP)
+        return np.nan_to_num(x, copy=False, nan=0.0).astype(np.float32, copy=False)
+
+
+def to_db(power: Floats) -> Floats:
+    """Linear power to decibel, floored at -60 dB; NaN stays NaN."""
+    return (10.0 * np.log10(np.maximum(power, DB_FLOOR))).astype(np.float32)
+
+
+def uint8_modality(bands: tuple[int, ...]) -> Modality:
+    """Pixel / 255, the scaling of the published network."""
+    n = len(bands)
+    return Modality(bands=bands, low=(0.0,) * n, high=(255.0,) * n)
+
+
+def fit_modality(
+    images: list[Floats],
+    bands: tuple[int, ...],
+    db: bool = False,
+    unit: str = "digital number",
+    gsd_m: float | None = None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+) -> Modality:
+    """Robust range per band over a sample of training images.
+
+    Args:
+        images: raw (C, H, W) float32 arrays, NaN = invalid, channels already in the order of ``bands``.
+        bands: band numbers in the file, kept in the contract.
+        db: the values are linear power; the range is taken in dB.
+        unit: what the raw numbers are.
+        gsd_m: ground sampling distance in metres, if known.
+        percentiles: the two percentiles that become 0 and 1.
+
+    Raises:
+        InputError: a band has no valid pixel in any image, or a single value throughout.
+    """
+    low, high = [], []
+    for channel, band in enumerate(bands):
+        # A sample of every image is as good as all of it, and keeps memory flat on large data sets.
+        values = np.concatenate([im[channel].ravel()[:: max(1, im[channel].size // 20_000)] for im in images])
+        values = values[np.isfinite(values)]
+        if db:
+            values = to_db(values)
+        if values.size == 0:
+            raise InputError(f"band {band}: found no valid pixel in {len(images)} images, expected some; check nodata")
+        lo, hi = (float(v) for v in np.percentile(values, percentiles))
+        if hi <= lo:
+            lo, hi = float(values.min()), float(values.max())
+        if hi <= lo:
+            raise InputError(f"band {band}: found one value ({lo:g}) in all images, expected an image; drop this band")
+        low.append(lo)
+        high.append(hi)
+    return Modality(bands=bands, low=tuple(low), high=tuple(high), db=db, unit=unit, gsd_m=gsd_m)
