@@ -1,0 +1,277 @@
+"""The pixel grid, reading rasters with their validity, two of them on one grid, writing GeoTIFFs that are whole.
+
+A pixel is valid where every band read is: not the nodata value, not masked by a mask band or by alpha, and finite.
+Nothing here ever leaves a half-written file under its final name: results are made in a hidden folder beside the
+final name and moved there when they are complete.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine, array_bounds
+
+from hetecd.errors import InputError, OutputError
+from hetecd.tiles import Window
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where pixels lie: a CRS, an affine transform and a size. Rotated and non-square pixels are fine.
+
+    Attributes:
+        crs: coordinate reference system; None for tiles without georeference.
+        transform: pixel (col, row) to coordinate (x, y), the outer corner of pixel (0, 0) being (0, 0).
+        height: rows.
+        width: columns.
+    """
+
+    crs: CRS | None
+    transform: Affine
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top of the box around the grid, in units of the CRS."""
+        left, bottom, right, top = array_bounds(self.height, self.width, self.transform)
+        return left, bottom, right, top
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Edge lengths of a pixel along a row and along a column, in units of the CRS."""
+        t = self.transform
+        return float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
+
+    def window(self, window: Window) -> "Grid":
+        """The part of this grid that a window covers."""
+        offset = Affine.translation(window.col, window.row)
+        return Grid(self.crs, self.transform @ offset, window.height, window.width)
+
+
+@dataclass(frozen=True)
+class Raster:
+    """One image in memory.
+
+    Attributes:
+        array: (C, H, W) in the dtype of the file, or float32 with NaN at invalid pixels where that was asked for.
+        valid: (H, W) bool, True where every band is usable.
+        grid: where it lies.
+    """
+
+    array: NDArray[Any]
+    valid: Bools
+    grid: Grid
+
+
+def read_raster(path: Path | str, bands: Sequence[int] = (), float32: bool = False) -> Raster:
+    """Read one image of any format GDAL reads.
+
+    Args:
+        path: PNG, JPEG, TIFF, ... uint8, uint16, float, ...
+        bands: band numbers from 1, in the order wanted, repeats allowed; empty = all but alpha. Alpha named by its
+            number counts as data: GDAL calls the fourth of any four uint8 bands alpha.
+        float32: give float32 with NaN at invalid pixels instead of the dtype of the file.
+
+    Raises:
+        InputError: the file is missing, no raster, truncated, complex-valued, or lacks a band.
+    """
+    with open_raster(path) as dataset:
+        numbers = tuple(bands) or data_bands(dataset)
+        check_numbers(dataset, numbers, path)
+        array, valid = read_valid(dataset, numbers, None, path)
+        grid = grid_of(dataset)
+    if float32:
+        array = to_float32(array, valid)
+    return Raster(array, valid, grid)
+
+
+def to_float32(array: NDArray[Any], valid: Bools) -> NDArray[np.float32]:
+    """(C, H, W) of any dtype to float32 with NaN where ``valid`` (H, W) is False."""
+    out = array.astype(np.float32)
+    out[:, ~valid] = np.nan
+    return out
+
+
+@contextmanager
+def open_raster(path: Path | str) -> Iterator[Any]:
+    """Open for reading; InputError when the file is missing or no raster."""
+    name = str(path)
+    if "://" not in name and not name.startswith("/vsi") and not os.path.isfile(name):
+        found = "a folder" if os.path.isdir(name) else "no such file"
+        raise InputError(f"{name}: found {found}, expected a raster; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
+            dataset = rasterio.open(name)
+    except (RasterioError, OSError) as error:
+        raise InputError(
+            f"{name}: not a raster that GDAL can read ({one_line(error)}); use GeoTIFF, PNG or JPEG"
+        ) from None
+    with dataset:
+        if dataset.count == 0:
+            raise InputError(f"{name}: found a container of several rasters, expected one image; name one of them")
+        yield dataset
+
+
+def grid_of(dataset: Any) -> Grid:
+    """Grid of an open rasterio dataset."""
+    return Grid(dataset.crs or None, dataset.transform, dataset.height, dataset.width)
+
+
+def data_bands(dataset: Any) -> tuple[int, ...]:
+    """Band numbers from 1 of all bands but alpha."""
+    alpha = alpha_band(dataset)
+    return tuple(number for number in dataset.indexes if number != alpha) or tuple(dataset.indexes)
+
+
+def alpha_band(dataset: Any) -> int:
+    """Number of the alpha band, 0 if there is none."""
+    return next((n for n, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c == ColorInterp.alpha), 0)
+
+
+def check_numbers(dataset: Any, numbers: Sequence[int], path: Path | str) -> None:
+    """InputError unless all band numbers exist and are real-valued."""
+    if min(numbers) < 1 or max(numbers) > dataset.count:
+        raise InputError(
+            f"{path}: found {dataset.count} band{'s'[: dataset.count != 1]}, expected bands {list(numbers)} "
+            "(counted from 1); choose other bands"
+        )
+    dtypes = {dataset.dtypes[number - 1] for number in numbers}
+    if any(dtype.startswith("complex") for dtype in dtypes):
+        raise InputError(f"{path}: found complex pixels, expected real ones; convert to amplitude or power first")
+
+
+def read_valid(
+    dataset: Any, numbers: Sequence[int], window: Window | None, path: Path | str
+) -> tuple[NDArray[Any], Bools]:
+    """Read bands (C, h, w) in the dtype of the file and their joint validity (h, w); InputError on read errors."""
+    part = (
+        None if window is None else ((window.row, window.row + window.height), (window.col, window.col + window.width))
+    )
+    distinct = sorted(set(numbers))
+    try:
+        array = dataset.read(distinct, window=part)
+        valid = np.ones(array.shape[1:], bool)
+        for mask_of in _mask_bands(dataset, distinct):
+            valid &= dataset.read_masks(mask_of, window=part) != 0
+        alpha = alpha_band(dataset)
+        if alpha and alpha not in distinct:
+            valid &= dataset.read(alpha, window=part) != 0
+    except (RasterioError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot read its pixels ({one_line(error)}); the file seems truncated or damaged"
+        ) from None
+    for plane, number in zip(array, distinct, strict=True):
+        # A mask band hides the nodata value from GDAL's mask, so the value is always looked at here.
+        nodata = dataset.nodatavals[number - 1]
+        if nodata is not None and not np.isnan(nodata):
+            valid &= plane != nodata
+        if plane.dtype.kind == "f":
+            valid &= np.isfinite(plane)
+    if list(numbers) != distinct:
+        array = array[[distinct.index(number) for number in numbers]]
+    return array, valid
+
+
+def _mask_bands(dataset: Any, numbers: Sequence[int]) -> list[int]:
+    """The bands whose mask bands must be read: one for a mask of the whole file, none where values tell."""
+    flags = [dataset.mask_flag_enums[number - 1] for number in numbers]
+    masked = [
+        number
+        for number, flag in zip(numbers, flags, strict=True)
+        if not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flag)
+    ]
+    shared = all(MaskFlags.per_dataset in flag for flag in flags)
+    return masked[:1] if shared else masked
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text (that of its cause, where GDAL hides it there) on one line."""
+    text = str(error.__cause__ or error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+@contextmanager
+def staging(folder: Path | str) -> Iterator[Path]:
+    """A hidden folder inside ``folder`` (made if need be) for unfinished results; gone afterwards, whatever happens.
+
+    Finished files are moved out of it with ``Path.replace``, which is atomic because both are on one disk.
+
+    Raises:
+        OutputError: a folder or file cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise OutputError(f"{folder}: cannot write here ({reason}); free space or choose another folder") from error
+
+
+def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: float | None = None) -> None:
+    """Write a small image, whole or not at all: GeoTIFF, or PNG where the name ends so (without georeference).
+
+    Args:
+        path: ends in .tif, .tiff or .png; an existing file is replaced.
+        array: (C, H, W) or (H, W); for PNG uint8 or uint16 with 1, 3 or 4 channels.
+        grid: must be of the size of the array.
+        nodata: value that marks invalid pixels.
+
+    Raises:
+        OutputError: the folder is not writable or the disk is full.
+        InputError: array and grid differ in size, or the format cannot hold the array.
+    """
+    path = Path(path)
+    planes = array if array.ndim == 3 else array[None]
+    if planes.ndim != 3 or planes.shape[1:] != grid.shape:
+        raise InputError(f"{path}: found an array of shape {array.shape}, expected (C, H, W) with H, W = {grid.shape}")
+    if planes.dtype == bool:
+        planes = planes.astype(np.uint8)
+    options: dict[str, Any] = {"driver": "PNG"}
+    if path.suffix.lower() != ".png":
+        options = {"driver": "GTiff", "compress": "deflate", "bigtiff": "if_safer", "crs": grid.crs}
+        options |= {"transform": grid.transform} if grid.transform != Affine.identity() else {}
+        # Unasked, GDAL would call the fourth of four uint8 bands alpha, that is: take near infrared for a mask.
+        options |= {"photometric": "minisblack", "alpha": "no"} if planes.shape[0] != 3 else {}
+    with staging(path.parent) as folder:
+        part = folder / path.name
+        size = {"count": planes.shape[0], "height": grid.height, "width": grid.width, "dtype": planes.dtype}
+        with gdal_writes(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(part, "w", nodata=nodata, **size, **options) as dataset:
+                dataset.write(planes)
+        part.replace(path)
+
+
+@contextmanager
+def gdal_writes(path: Path | str) -> Iterator[None]:
+    """Turn what GDAL complains of while writing ``path`` into OutputError."""
+    try:
+        yield
+    except RasterioError as error:
+        raise OutputError(
+            f"{path}: cannot write it ({one_line(error)}); free space or choose another folder"
+        ) from error
