@@ -1,0 +1,350 @@
+"""From folders of tiles to batches.
+
+Files are found and paired in :mod:`hetecd.folders`; here labels are read into 0 / 1 / 255 (:func:`read_label`), and
+:class:`TileDataset` hands out normalised tensors. Invalid pixels of either date travel as 255 in the label.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from hetecd.config import IGNORE, Role, TrainConfig
+from hetecd.errors import ConfigError, InputError
+from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
+from hetecd.modality import Floats, Modality, fit_modality, uint8_modality
+from hetecd.raster import data_bands, open_raster, read_raster, to_float32
+
+__all__ = [
+    "EpochSampler", "Tile", "TileDataset", "TileFiles", "check_labels", "collate", "find_tiles", "fit_modalities",
+    "hold_out_blocks", "match_tiles", "read_label", "read_tile", "split_tiles",
+]  # fmt: skip
+
+CACHE_BYTES = 4 << 30
+FIT_FILES, FIT_PIXELS = 256, 20_000  # enough for two percentiles, and flat in memory
+
+Augment = Callable[
+    [Tensor, Tensor, Tensor, TrainConfig, torch.Generator, Sequence[float]], tuple[Tensor, Tensor, Tensor]
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One tile in memory.
+
+    Attributes:
+        name: of the files, without extension.
+        optical: (Co, H, W) raw float32, NaN = invalid.
+        sar: (Cs, H, W) the same for SAR.
+        label: (H, W) uint8, 0 / 1 / 255; 255 wherever either date is invalid; 0 elsewhere if there is no label.
+    """
+
+    name: str
+    optical: Floats
+    sar: Floats
+    label: NDArray[np.uint8]
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def read_label(path: Path | str, ignore_255: bool = False) -> NDArray[np.uint8]:
+    """Read a label as (H, W) uint8: 0 unchanged, 1 changed, 255 does not count.
+
+    Args:
+        path: one band (or several equal ones) of {0, 1} or {0, 255}; of {0, 1, 255} where ``ignore_255``.
+        ignore_255: 255 means "does not count". Otherwise only NaN and nodata do not count.
+
+    Raises:
+        InputError: other values, or bands that differ.
+    """
+    return _decode_label(path, ignore_255)[0]
+
+
+def check_labels(files: Sequence[TileFiles], ignore_255: bool = False) -> None:
+    """Raise InputError unless all labels of a split are readable and spell "changed" the same way.
+
+    One file of {0, 255} among files of {0, 1} may mean "changed" or "ignore" by 255: nobody should guess.
+    """
+    seen: dict[int, Path] = {}
+    for tile in files:
+        if tile.label is None:
+            continue
+        for value in _decode_label(tile.label, ignore_255)[1]:
+            seen.setdefault(value, tile.label)
+    if not ignore_255 and {1, 255} <= seen.keys():
+        raise InputError(
+            f"labels: found 1 in {seen[1]} but 255 in {seen[255]}, expected {{0, 1}} or {{0, 255}} throughout; make "
+            "them alike, or set ignore_255 where 255 means 'does not count'"
+        )
+    if ignore_255 and 255 in seen and 1 not in seen:
+        raise InputError(
+            f"labels: found 0 and 255 but no 1 (for example {seen[255]}), expected {{0, 1, 255}} as ignore_255 is set; "
+            "unset it where 255 means 'changed'"
+        )
+
+
+def _decode_label(path: Path | str, ignore_255: bool) -> tuple[NDArray[np.uint8], set[int]]:
+    """Label and which of 1 and 255 the file holds."""
+    raster = read_raster(path)
+    band, valid = raster.array[0], raster.valid
+    if not (raster.array[1:] == band).all():
+        raise InputError(
+            f"{path}: found {len(raster.array)} bands that differ, expected a label of one band; convert it"
+        )
+    zero, one, many = band == 0, band == 1, band == IGNORE
+    if zero.any() and np.array_equal(zero, ~valid):
+        # Many programs declare 0 as nodata in whatever they write; in a label 0 is "unchanged".
+        valid = np.ones_like(valid)
+    one, many = one & valid, many & valid
+    odd = valid & ~(zero | one | many)
+    if odd.any() or (one.any() and many.any() and not ignore_255):
+        values = np.unique(band[valid])
+        listed = ", ".join(f"{v:g}" for v in values[:6]) + (", ..." if len(values) > 6 else "")
+        hint = "set ignore_255 if 255 means 'does not count'" if not odd.any() else "convert it (JPEG spoils labels)"
+        wanted = "{0, 1, 255}" if ignore_255 else "{0, 1} or {0, 255}"
+        raise InputError(f"{path}: found label values {{{listed}}}, expected {wanted}; {hint}")
+    label = (one if ignore_255 else one | many).astype(np.uint8)
+    label[~valid | many if ignore_255 else ~valid] = IGNORE
+    return label, {value for value, there in ((1, one), (255, many)) if there.any()}
+
+
+def read_tile(files: TileFiles, before_is: Role, optical: Modality, sar: Modality, ignore_255: bool = False) -> Tile:
+    """Read one tile raw: the arrays a predictor takes, once stacked.
+
+    Raises:
+        InputError: a file is unreadable, lacks a band, or the sizes differ.
+    """
+    return _decode(files, before_is, optical, sar, ignore_255).crop(files.name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """A tile as cached: dtype of the files; ``*_valid`` is None where all pixels are."""
+
+    optical: NDArray[Any]
+    sar: NDArray[Any]
+    label: NDArray[np.uint8]
+    optical_valid: NDArray[np.bool_] | None
+    sar_valid: NDArray[np.bool_] | None
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.optical, self.sar, self.label, self.optical_valid, self.sar_valid)
+        return sum(a.nbytes for a in arrays if a is not None)
+
+    def crop(self, name: str, rows: slice = slice(None), cols: slice = slice(None)) -> Tile:
+        def floats(array: NDArray[Any], valid: NDArray[np.bool_] | None) -> Floats:
+            part = array[:, rows, cols]
+            return part.astype(np.float32) if valid is None else to_float32(part, valid[rows, cols])
+
+        optical, sar = floats(self.optical, self.optical_valid), floats(self.sar, self.sar_valid)
+        return Tile(name, optical, sar, self.label[rows, cols].copy())
+
+
+def _decode(files: TileFiles, before_is: Role, optical: Modality, sar: Modality, ignore_255: bool) -> _Decoded:
+    paths = (files.before, files.after) if before_is == "optical" else (files.after, files.before)
+    images = [read_raster(path, modality.bands) for path, modality in zip(paths, (optical, sar), strict=True)]
+    size = images[0].valid.shape
+    label = np.zeros(size, np.uint8) if files.label is None else read_label(files.label, ignore_255)
+    for path, shape in ((paths[1], images[1].valid.shape), (files.label, label.shape)):
+        if shape != size:
+            raise InputError(
+                f"{path}: found {shape[0]} x {shape[1]} pixels, expected {size[0]} x {size[1]} as in {paths[0]}; tiles "
+                "of one name must have one size"
+            )
+    valid = images[0].valid & images[1].valid
+    label[~valid] = IGNORE
+    masks = [None if image.valid.all() else image.valid for image in images]
+    return _Decoded(images[0].array, images[1].array, label, masks[0], masks[1])
+
+
+def fit_modalities(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Modality, Modality]:
+    """Input contracts of optical and SAR from the training split, on at most 256 tiles spread over it.
+
+    Raises:
+        InputError: no tiles, unreadable files, bands that are missing, empty or of one value.
+        ConfigError: normalise "uint8" on other than uint8 files or together with sar_db.
+    """
+    if not files:
+        raise InputError("training split: found no tiles, expected some; check the data folder")
+    sample = [files[int(i)] for i in np.linspace(0, len(files) - 1, min(len(files), FIT_FILES)).round()]
+    before_optical = config.before_is == "optical"
+    optical = _fit(
+        [f.before if before_optical else f.after for f in sample], config.optical_bands, config, False,
+    )  # fmt: skip
+    sar = _fit([f.after if before_optical else f.before for f in sample], config.sar_bands, config, config.sar_db)
+    return replace(optical, unit=config.optical_unit), replace(sar, unit=config.sar_unit)
+
+
+def _fit(paths: list[Path], bands: tuple[int, ...], config: TrainConfig, db: bool) -> Modality:
+    if not bands:
+        with open_raster(paths[0]) as dataset:
+            bands = data_bands(dataset)
+    gsd_m = config.gsd_m or None
+    if config.normalise == "uint8":
+        dtype = read_raster(paths[0], bands).array.dtype
+        if dtype != np.uint8 or db:
+            found = f"sar_db on {paths[0]}" if db else f"{dtype} pixels in {paths[0]}"
+            raise ConfigError(f"normalise: found uint8 with {found}, expected 0..255; use normalise: percentile")
+        return replace(uint8_modality(bands), gsd_m=gsd_m)
+    images = []
+    for path in paths:
+        raster = read_raster(path, bands)
+        step = max(1, math.ceil(math.sqrt(raster.valid.size / FIT_PIXELS)))
+        images.append(to_float32(raster.array[:, ::step, ::step], raster.valid[::step, ::step]))
+    return fit_modality(images, bands, db=db, gsd_m=gsd_m)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+class TileDataset(Dataset[dict[str, Any]]):
+    """Tiles as normalised tensors; decoded files stay in memory up to a budget.
+
+    Args:
+        files: tiles of one split.
+        config: training settings (roles, crop, augmentation, seed).
+        optical: input contract of optical.
+        sar: input contract of SAR.
+        augment: :func:`hetecd.augment.augment` or the like for training: crops and augments items asked for as
+            ``(epoch, index)``. None (validation, test): every item is the whole tile, as it is.
+        cache_bytes: memory for decoded tiles, over all workers.
+
+    Raises:
+        InputError: labels of the split are unreadable, hold wrong values or disagree about what 255 means.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[TileFiles],
+        config: TrainConfig,
+        optical: Modality,
+        sar: Modality,
+        augment: Augment | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        check_labels(files, config.ignore_255)
+        self.files = list(files)
+        self.config, self.optical, self.sar, self.augment = config, optical, sar, augment
+        in_db = sar.db or sar.unit.lower() == "db"
+        self._sar_span_db = tuple(hi - lo for lo, hi in zip(sar.low, sar.high, strict=True)) if in_db else ()
+        self._cache: dict[int, _Decoded] = {}
+        self._cache_left = cache_bytes // max(1, config.workers)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """One item.
+
+        Args:
+            key: ``(epoch, index)`` as :class:`EpochSampler` gives it, or a plain index: whole tile, not augmented.
+
+        Returns:
+            ``optical`` (Co, H, W) float32, ``sar`` (Cs, H, W) float32, both normalised, invalid pixels 0; ``label``
+            (H, W) uint8, 0 / 1 / 255, invalid pixels of either date 255; ``index``. Augmented items are a function
+            of (seed, epoch, index) alone, in whatever worker and order they are made.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        decoded = self._decoded(index)
+        name, config = self.files[index].name, self.config
+        if self.augment is None or not isinstance(key, tuple):
+            return {**self._tensors(decoded.crop(name)), "index": index}
+        rng = torch.Generator()
+        rng.manual_seed(int(np.random.SeedSequence((config.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1))
+        rows, cols = (_cut(edge, config.tile_px, rng) for edge in decoded.label.shape)
+        item = self._tensors(decoded.crop(name, rows, cols))
+        if config.tile_px:
+            item = _pad(item, config.tile_px, config.tile_px)
+        optical, sar, label = self.augment(item["optical"], item["sar"], item["label"], config, rng, self._sar_span_db)
+        return {"optical": optical, "sar": sar, "label": label, "index": index}
+
+    def tile(self, index: int) -> Tile:
+        """The raw tile, for evaluation and pictures."""
+        return self._decoded(index).crop(self.files[index].name)
+
+    def _decoded(self, index: int) -> _Decoded:
+        decoded = self._cache.get(index)
+        if decoded is None:
+            config = self.config
+            decoded = _decode(self.files[index], config.before_is, self.optical, self.sar, config.ignore_255)
+            if decoded.nbytes <= self._cache_left:
+                self._cache_left -= decoded.nbytes
+                self._cache[index] = decoded
+        return decoded
+
+    def _tensors(self, tile: Tile) -> dict[str, Tensor]:
+        return {
+            "optical": torch.from_numpy(self.optical.normalise(tile.optical)),
+            "sar": torch.from_numpy(self.sar.normalise(tile.sar)),
+            "label": torch.from_numpy(tile.label),
+        }
+
+
+def _cut(edge_px: int, tile_px: int, rng: torch.Generator) -> slice:
+    if not tile_px or edge_px <= tile_px:
+        return slice(None)
+    start = int(torch.randint(edge_px - tile_px + 1, (1,), generator=rng))
+    return slice(start, start + tile_px)
+
+
+def _pad(item: dict[str, Tensor], height: int, width: int) -> dict[str, Tensor]:
+    """Grow to at least this size below and to the right: images by 0, as invalid pixels are; label by 255."""
+    h, w = item["label"].shape
+    if h >= height and w >= width:
+        return item
+    grow = (0, max(0, width - w), 0, max(0, height - h))
+    return {key: F.pad(x, grow, value=IGNORE if key == "label" else 0) for key, x in item.items()}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack items of a :class:`TileDataset`; smaller tiles are padded to the largest of the batch (label 255).
+
+    Returns:
+        ``optical`` (B, Co, H, W), ``sar`` (B, Cs, H, W), ``label`` (B, H, W), ``index`` (B,) int64.
+    """
+    height, width = (max(item["label"].shape[axis] for item in items) for axis in (0, 1))
+    tensors = [_pad({k: item[k] for k in ("optical", "sar", "label")}, height, width) for item in items]
+    batch = {key: torch.stack([t[key] for t in tensors]) for key in tensors[0]}
+    return {**batch, "index": torch.tensor([item["index"] for item in items])}
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Keys ``(epoch, index)`` of one epoch, for one of several processes.
+
+    Args:
+        count: tiles in the data set.
+        seed: of the order.
+        shuffle: a new order every epoch, filled up with its own beginning so that all processes make the same number
+            of steps. False: in order, every tile exactly once over all processes.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, count: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world: int = 1) -> None:
+        self.count, self.seed, self.shuffle, self.rank, self.world = count, seed, shuffle, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration hands out; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        each, rest = divmod(self.count, self.world)
+        return each + (rest > 0 if self.shuffle else self.rank < rest)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+            order = np.resize(order, len(self) * self.world)
+        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])
