@@ -1,0 +1,172 @@
+"""HeteCD: two unshared encoders, a difference block per scale, a top-down decoder (Jing et al. 2025)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetecd.config import ModelConfig
+from hetecd.difference import Difference
+from hetecd.encoder import ENCODERS, PAD_TO, Encoder
+from hetecd.errors import InputError
+
+MIN_PX = 32
+
+# ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
+Features = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class HeteCD(nn.Module):
+    """Change between an optical and a SAR image of one place.
+
+    Args:
+        config: the settings; the default is the published network (81.3 M parameters).
+
+    Example:
+        >>> net = HeteCD(ModelConfig(encoder="mit_b0", width=64, sar_channels=1))
+        >>> net(torch.rand(2, 3, 100, 60), torch.rand(2, 1, 100, 60)).shape
+        torch.Size([2, 2, 100, 60])
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        spec = ENCODERS[config.encoder]
+        self.optical_encoder = Encoder(spec, config.optical_channels, config.dropout, config.drop_path)
+        self.sar_encoder = Encoder(spec, config.sar_channels, config.dropout, config.drop_path)
+        self.decoder = Decoder(spec.channels, config)
+        # As published: the decoder keeps PyTorch's own initialisation.
+        self.optical_encoder.apply(_init)
+        self.sar_encoder.apply(_init)
+
+    def forward(self, optical: Tensor, sar: Tensor, features: bool = False) -> Tensor | tuple[Tensor, Features]:
+        """Logits of (unchanged, changed).
+
+        Args:
+            optical: (B, optical_channels, H, W), scaled as the weights expect (published: pixel / 255).
+            sar: (B, sar_channels, H, W), the same size; H and W are at least 32 and otherwise free.
+            features: also return what the alignment loss compares. They belong to the input padded to a multiple
+                of 32.
+
+        Returns:
+            logits (B, 2, H, W), or (logits, ((c3, c4) of optical, (c3, c4) of SAR)).
+
+        Raises:
+            InputError: wrong number of channels, different sizes, or smaller than 32 px.
+        """
+        self._check(optical, sar)
+        H, W = optical.shape[-2:]
+        if self.config.modalities != "both":
+            optical, sar = self._blank(optical, sar)
+        maps_optical = self.optical_encoder(_pad(optical))  # four of (B, C_i, h_i, w_i)
+        maps_sar = self.sar_encoder(_pad(sar))
+        logits = self.decoder(maps_optical, maps_sar)  # (B, 2, H', W') of the padded size
+        logits = logits[..., :H, :W]
+        if not features:
+            return logits
+        return logits, ((maps_optical[2], maps_optical[3]), (maps_sar[2], maps_sar[3]))
+
+    def _check(self, optical: Tensor, sar: Tensor) -> None:
+        for name, image, channels in (
+            ("optical", optical, self.config.optical_channels),
+            ("sar", sar, self.config.sar_channels),
+        ):
+            if image.ndim != 4 or image.shape[1] != channels:
+                raise InputError(f"{name}: found shape {tuple(image.shape)}, expected (B, {channels}, H, W)")
+            if min(image.shape[-2:]) < MIN_PX:
+                raise InputError(f"{name}: found {tuple(image.shape[-2:])} px, expected at least {MIN_PX} x {MIN_PX}")
+        if optical.shape[-2:] != sar.shape[-2:] or optical.shape[0] != sar.shape[0]:
+            raise InputError(
+                f"optical {tuple(optical.shape)} and sar {tuple(sar.shape)}: expected the same batch and size"
+            )
+
+    def _blank(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.modalities == "optical":
+            return optical, torch.zeros_like(sar)
+        return torch.zeros_like(optical), sar
+
+
+class Residual(nn.Module):
+    """x + 0.1 * conv(ReLU(conv(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D, h, w)."""
+        return x + 0.1 * self.conv2(self.conv1(x).relu_())
+
+
+class Decoder(nn.Module):
+    """Difference at every scale, summed from coarse to fine, fused at stride 4."""
+
+    def __init__(self, channels: tuple[int, ...], config: ModelConfig) -> None:
+        super().__init__()
+        D = config.width
+        dropout = config.decoder_dropout
+        self.dropout = dropout
+        self.token_dropout = config.token_dropout
+        self.project = nn.ModuleList(nn.Linear(c, D) for c in channels)
+        self.difference = nn.ModuleList(Difference(D, dropout, config.attention == "rescaled") for _ in channels)
+        self.fuse = nn.Conv2d(len(channels) * D, D, 1)  # reads the scales from coarse to fine
+        self.fuse_norm = nn.BatchNorm2d(D)
+        self.refine = nn.Sequential(Residual(D), Residual(D))
+        self.head = nn.Sequential(
+            nn.Conv2d(D, 2, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)
+        )
+
+    def forward(self, maps_optical: list[Tensor], maps_sar: list[Tensor]) -> Tensor:
+        """Two times four maps (B, C_i, H / stride_i, W / stride_i) -> logits (B, 2, H, W)."""
+        # A 1x1 convolution of upsampled maps is the upsampled 1x1 convolution: each scale does its share at its own
+        # size, which saves two thirds of the multiplications of the fusion.
+        shares = self.fuse.weight.chunk(len(self.project), dim=1)
+        size = maps_optical[0].shape[-2:]
+        above = fused = None
+        for i in reversed(range(len(self.project))):
+            d = self.difference[i](self._tokens(i, maps_optical[i]), self._tokens(i, maps_sar[i]))  # (B, D, h_i, w_i)
+            if above is not None:
+                d = d + _resize(above, d.shape[-2:])
+            above = d
+            share = F.conv2d(d, shares[len(self.project) - 1 - i], self.fuse.bias if i == 0 else None)
+            share = _resize(share, size)  # (B, D, H/4, W/4)
+            fused = share if fused is None else fused + share
+        x = self.refine(self.fuse_norm(fused))
+        x = self.head(x)  # (B, 2, H/4, W/4)
+        return _resize(x, (4 * size[0], 4 * size[1]))
+
+    def _tokens(self, i: int, x: Tensor) -> Tensor:
+        """(B, C_i, h, w) -> (B, h, w, D)."""
+        x = self.project[i](x.permute(0, 2, 3, 1))
+        if not self.training or self.dropout == 0.0:
+            return x
+        B, h, w, D = x.shape
+        shape = (B, h, w, 1) if self.token_dropout else (B, 1, 1, D)
+        keep = torch.rand(shape, device=x.device) >= self.dropout
+        return x * (keep / (1.0 - self.dropout)).to(x.dtype)
+
+
+def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _pad(x: Tensor) -> Tensor:
+    """Mirror the right and lower edge up to a multiple of 32."""
+    H, W = x.shape[-2:]
+    pad = (0, -W % PAD_TO, 0, -H % PAD_TO)
+    x = F.pad(x, pad, mode="reflect") if any(pad) else x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _init(module: nn.Module) -> None:
+    """The published initialisation of the encoders: linear truncated normal 0.02, convolution normal by its fan-out."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

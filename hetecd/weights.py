@@ -1,0 +1,216 @@
+"""Our checkpoint: one .safetensors file that carries everything needed to use it.
+
+The tensors are the network; the metadata is JSON: settings, what each date must look like, threshold, origin, licence,
+version. There is no pickle in it, so loading a stranger's file is safe.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import hetecd
+from hetecd.config import ModelConfig, Role
+from hetecd.errors import CheckpointError, ConfigError, OutputError
+from hetecd.modality import Floats, Modality, uint8_modality
+from hetecd.model import HeteCD
+
+FORMAT = "hetecd-1"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        model: settings of the network.
+        optical: what the optical image must look like.
+        sar: what the SAR image must look like.
+        before_is: modality of the earlier date in training.
+        threshold: probability from which a pixel counts as changed.
+        recipe: settings of the training, for the record.
+        data: what it was trained on.
+        licence: of the weights.
+        version: of hetecd that wrote the file.
+        scores: validation scores at the stored epoch, and the epoch.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optical: Modality = field(default_factory=lambda: uint8_modality((1, 2, 3)))
+    sar: Modality = field(default_factory=lambda: uint8_modality((1, 1, 1)))
+    before_is: Role = "optical"
+    threshold: float = 0.5
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: str = "unknown"
+    licence: str = "unknown"
+    version: str = hetecd.__version__
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for role in ("optical", "sar"):
+            wanted, found = getattr(self.model, f"{role}_channels"), getattr(self, role).channels
+            if wanted != found:
+                raise CheckpointError(f"{role}: the network reads {wanted} channels but its contract names {found}")
+
+
+def to_metadata(info: ModelInfo) -> dict[str, str]:
+    """JSON strings, one per field, as safetensors wants them."""
+    return {"format": FORMAT} | {key: json.dumps(value) for key, value in dataclasses.asdict(info).items()}
+
+
+def from_metadata(metadata: dict[str, str], path: Path | str) -> ModelInfo:
+    """The inverse of :func:`to_metadata`.
+
+    Raises:
+        CheckpointError: written by something else, or a field is missing or wrong.
+    """
+    found = metadata.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path}: found format {found!r}, expected {FORMAT!r}; published weights go through `hetecd convert` first"
+        )
+    try:
+        values = {f.name: json.loads(metadata[f.name]) for f in dataclasses.fields(ModelInfo)}
+        values["model"] = ModelConfig(**values["model"])
+        for role in ("optical", "sar"):
+            values[role] = Modality(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[role].items()})
+        return ModelInfo(**values)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its description cannot be used ({error}); write it again") from error
+
+
+def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -> None:
+    """Write a checkpoint; the final name appears only when the file is whole.
+
+    Args:
+        path: where to; should end in .safetensors.
+        model: the network.
+        info: everything else.
+        half: store floating-point tensors in half precision (loading gives float32 again).
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+    save_tensors(path, tensors, to_metadata(info))
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata as safetensors, first under a temporary name.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot write ({error}); free some space or choose another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, unreadable or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a .safetensors file ({error}); published weights go through `hetecd convert` first"
+        ) from error
+
+
+def fill(model: torch.nn.Module, tensors: dict[str, Tensor], what: Path | str) -> None:
+    """Load tensors into a module, strictly, and say in one line what does not fit.
+
+    Raises:
+        CheckpointError: names are missing or extra, or a shape differs.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in tensors],
+        "unexpected": [key for key in tensors if key not in own],
+        "of another shape": [
+            f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in tensors and tensors[key].shape != own[key].shape
+        ],
+    }
+    found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    if found:
+        raise CheckpointError(f"{what}: does not fit the network; {found}")
+    model.load_state_dict(tensors)
+
+
+def empty(config: ModelConfig) -> HeteCD:
+    """A network whose tensors are yet to be filled: no time is spent on an initialisation."""
+    with torch.device("meta"):
+        model = HeteCD(config)
+    return model.to_empty(device="cpu")
+
+
+def load(path: Path | str) -> HeteCD:
+    """The network of a checkpoint, in evaluation mode; ``net.info`` is its :class:`ModelInfo`.
+
+    Args:
+        path: a .safetensors file written by hetecd.
+
+    Raises:
+        CheckpointError: missing, unreadable, foreign, or not fitting its own description.
+    """
+    tensors, metadata = read_tensors(path)
+    info = from_metadata(metadata, path)
+    model = empty(info.model)
+    fill(model, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, path)
+    model.info = info
+    return model.eval()
+
+
+Predictor = Callable[[Floats, Floats], Floats]
+
+
+def predictor(model: HeteCD, info: ModelInfo, device: str = "cpu", bf16: bool = False) -> Predictor:
+    """A function from raw images to the probability of change.
+
+    Args:
+        model: the network; moved to the device.
+        info: its contract.
+        device: where to compute.
+        bf16: compute in bfloat16 (autocast).
+
+    Returns:
+        ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid.
+    """
+    model = model.eval().to(device)
+
+    def predict(optical: Floats, sar: Floats) -> Floats:
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            logits = model(
+                torch.from_numpy(info.optical.normalise(optical)).to(device),
+                torch.from_numpy(info.sar.normalise(sar)).to(device),
+            )
+            prob = logits.float().softmax(1)[:, 1]
+        return np.ascontiguousarray(prob.cpu().numpy(), dtype=np.float32)
+
+    return predict

@@ -1,0 +1,221 @@
+"""The network gives the published network's numbers, and takes any size and any number of channels."""
+
+from pathlib import Path
+
+import numpy as np
+import parity
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hetecd.config import ModelConfig
+from hetecd.convert import _published_name, convert_hetecd
+from hetecd.difference import SpatialAttention, Volumes
+from hetecd.errors import ConfigError, InputError
+from hetecd.losses import cross_entropy, fca_loss, released_dice
+from hetecd.model import HeteCD
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[int, HeteCD]:
+    """Networks filled with the parity weights, by decoder width; made once."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "parity"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/parity, which is absent")
+    return {width: convert_hetecd(parity.state_dict(folder, f"keys_e{width}.json")) for width in (64, 256)}
+
+
+def _statistics(x: Tensor) -> np.ndarray:
+    """(B, C, h, w) -> (2, C): mean and population standard deviation per channel."""
+    return torch.stack([x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)]).detach().numpy()
+
+
+def _watch(net: HeteCD) -> dict[str, np.ndarray]:
+    """Record the statistics that the parity numbers give for the inside of the network."""
+    seen: dict[str, np.ndarray] = {}
+
+    def record(name: str, layout: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            # (B, h, w, 3, S) -> (B, 3 S, h, w)
+            maps = output.flatten(-2).permute(0, 3, 1, 2) if layout == "volumes" else output
+            seen[f"stat_{name}"] = _statistics(maps)
+
+        return hook
+
+    for i, block in enumerate(net.decoder.difference, start=1):
+        block.temporal.register_forward_hook(record(f"temporal_c{i}", "volumes"))
+        block.spatial.register_forward_hook(record(f"spatial_c{i}", "volumes"))
+        block.register_forward_hook(record(f"cross_fuse_c{i}", "maps"))
+    for number, encoder in enumerate((net.optical_encoder, net.sar_encoder), start=1):
+        for i, stage in enumerate(encoder.stages, start=1):
+            stage.register_forward_hook(record(f"backbone{number}_c{i}", "maps"))
+    net.decoder.fuse_norm.register_forward_hook(record("linear_fuse_bcd", "maps"))
+    net.decoder.refine.register_forward_hook(record("dense_1x", "maps"))
+    return seen
+
+
+@pytest.mark.parametrize("name", parity.CASES)
+def test_parity_of_logits_features_and_losses(name: str, published: dict[int, HeteCD], shared: Path) -> None:
+    folder = shared / "parity"
+    arrays, facts = parity.case(folder, name)
+    optical, sar, label = parity.inputs(folder, name)
+    net = published[parity.CASES[name]]
+    with torch.no_grad():
+        logits, features = net(optical, sar, features=True)
+    assert np.abs(logits.numpy() - arrays["logits"]).max() < 1e-4
+    for date, maps in enumerate(features, start=1):
+        for scale, found in zip(("c3", "c4"), maps, strict=True):
+            assert np.abs(found[:, :8].numpy() - arrays[f"feat{date}_{scale}_first8"]).max() < 1e-4
+    wanted = facts["losses"]
+    assert fca_loss(features).item() == pytest.approx(wanted["align"], rel=1e-5)
+    assert cross_entropy(logits, label).item() == pytest.approx(wanted["ce"], rel=1e-5)
+    assert cross_entropy(logits, label, (0.1, 0.9)).item() == pytest.approx(wanted["ce_val_weights"], rel=1e-5)
+    assert released_dice(logits, label).item() == pytest.approx(wanted["dice_reference"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", parity.CASES)
+def test_parity_of_what_happens_inside(name: str, shared: Path) -> None:
+    folder = shared / "parity"
+    arrays, _ = parity.case(folder, name)
+    net = convert_hetecd(parity.state_dict(folder, f"keys_e{parity.CASES[name]}.json"))
+    seen = _watch(net)
+    optical, sar, _ = parity.inputs(folder, name)
+    with torch.no_grad():
+        net(optical, sar)
+    wanted = [key for key in arrays if key.startswith("stat_")]
+    assert sorted(wanted) == sorted(seen)
+    for key in wanted:
+        np.testing.assert_allclose(seen[key], arrays[key], atol=1e-4, err_msg=key)
+
+
+def test_parity_with_batch_statistics(shared: Path) -> None:
+    folder = shared / "parity"
+    arrays, facts = parity.case(folder, "B_e256_2x128")
+    net = convert_hetecd(parity.state_dict(folder, "keys_e256.json"))
+    for module in net.modules():
+        module.train(isinstance(module, nn.BatchNorm2d))
+    optical, sar, _ = parity.inputs(folder, "B_e256_2x128")
+    with torch.no_grad():
+        logits = net(optical, sar)
+    assert np.abs(logits.numpy() - arrays["trainbn_logits"]).max() < 1e-4
+    for key, value in net.state_dict().items():
+        if "running" in key and (wanted := facts["trainbn_running_l2"].get(_published_name(key)[0])) is not None:
+            assert value.norm().item() == pytest.approx(wanted, rel=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["B_e256_2x128", "C_e64_1x64"])
+def test_parity_of_gradients(name: str, shared: Path) -> None:
+    folder = shared / "parity"
+    arrays, facts = parity.case(folder, name)
+    net = convert_hetecd(parity.state_dict(folder, f"keys_e{parity.CASES[name]}.json"))
+    optical, sar, label = parity.inputs(folder, name)
+    logits, features = net(optical, sar, features=True)
+    (cross_entropy(logits, label) + released_dice(logits, label) + 2 * fca_loss(features)).backward()
+    norms = facts["grad_l2_norm_total_epoch0_eval_mode"]
+    compared = set()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None, key
+        (theirs,) = _published_name(key)
+        # A gradient that is zero but for rounding (a bias before a normalisation) has no relative error.
+        assert parameter.grad.norm().item() == pytest.approx(norms[theirs], rel=1e-3, abs=1e-6), theirs
+        compared.add(theirs)
+        if f"grad_{theirs}" in arrays:
+            np.testing.assert_allclose(
+                parameter.grad.numpy().reshape(-1), arrays[f"grad_{theirs}"].reshape(-1), rtol=1e-3, atol=1e-5
+            )
+    assert compared == {key for key, norm in norms.items() if norm is not None}
+
+
+def test_size_of_the_published_network() -> None:
+    with torch.device("meta"):
+        net = HeteCD()
+    assert sum(p.numel() for p in net.parameters()) == 86_164_097 - 4_883_429
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    height=st.integers(32, 100), width=st.integers(32, 100),
+    optical=st.sampled_from([1, 3, 4, 13]), sar=st.sampled_from([1, 2, 3]),
+)  # fmt: skip
+def test_any_size_and_any_channels(height: int, width: int, optical: int, sar: int) -> None:
+    net = HeteCD(ModelConfig(encoder="pvt_v2_b0", width=8, optical_channels=optical, sar_channels=sar)).eval()
+    with torch.no_grad():
+        logits = net(torch.rand(1, optical, height, width), torch.rand(1, sar, height, width))
+    assert logits.shape == (1, 2, height, width)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("optical", "sar", "message"),
+    [
+        ((1, 4, 64, 64), (1, 3, 64, 64), r"optical: found shape \(1, 4, 64, 64\), expected \(B, 3, H, W\)"),
+        ((1, 3, 64, 64), (1, 3, 64, 32), "expected the same batch and size"),
+        ((1, 3, 31, 64), (1, 3, 31, 64), "expected at least 32 x 32"),
+        ((3, 64, 64), (3, 64, 64), "expected"),
+    ],
+)
+def test_wrong_shapes_are_refused(optical: tuple[int, ...], sar: tuple[int, ...], message: str) -> None:
+    net = HeteCD(ModelConfig(encoder="mit_b0", width=8))
+    with pytest.raises(InputError, match=message):
+        net(torch.rand(optical), torch.rand(sar))
+
+
+@pytest.mark.parametrize("slices", [2, 14, 16, 28, 42, 128])
+def test_one_banded_convolution_equals_three_3d_convolutions(slices: int) -> None:
+    torch.manual_seed(slices)
+    volumes = Volumes().double()
+    volume = torch.randn(2, 9, 5, slices, dtype=torch.float64)
+    with torch.no_grad():
+        plain = [F.gelu(conv(volume.permute(0, 3, 1, 2)[:, None])) for conv in volumes.convs]  # (B, 1, S, h, w)
+        wanted = torch.cat(plain, 1).permute(0, 3, 4, 1, 2)
+        torch.testing.assert_close(volumes(volume), wanted)
+
+
+def test_folded_spatial_attention_equals_a_7x7_convolution() -> None:
+    torch.manual_seed(0)
+    attention = SpatialAttention(6, gain=1.0).double()
+    x = torch.randn(2, 9, 5, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        maps = x.permute(0, 3, 4, 1, 2).flatten(0, 1)  # (2 * 3, 6, 9, 5)
+        score = attention.conv(maps).sigmoid() * maps
+        torch.testing.assert_close(attention(x), score.view(2, 3, 6, 9, 5).permute(0, 3, 4, 1, 2))
+
+
+def test_rescaled_attention_lets_an_untrained_block_pass_its_signal() -> None:
+    def spread(attention: str) -> float:
+        torch.manual_seed(0)
+        net = HeteCD(ModelConfig(encoder="mit_b0", width=32, attention=attention))  # type: ignore[arg-type]
+        block = net.decoder.difference[0].eval()
+        with torch.no_grad():
+            maps = block.fuse.conv(
+                block.spatial(block.temporal(block.volumes(torch.randn(1, 16, 16, 64)))).flatten(-2).permute(0, 3, 1, 2)
+            )
+        return maps.std((0, 2, 3)).median().item()
+
+    assert spread("rescaled") > 50 * spread("published")
+
+
+def test_a_blanked_date_has_no_influence() -> None:
+    net = HeteCD(ModelConfig(encoder="mit_b0", width=8, modalities="optical")).eval()
+    optical = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net(optical, torch.rand(1, 3, 64, 64)), net(optical, torch.rand(1, 3, 64, 64)))
+        assert not torch.equal(net(optical, optical), net(torch.rand(1, 3, 64, 64), optical))
+
+
+def test_dropout_of_tokens_or_of_channels() -> None:
+    for token_dropout in (True, False):
+        net = HeteCD(ModelConfig(encoder="mit_b0", width=64, decoder_dropout=0.5, token_dropout=token_dropout))
+        torch.manual_seed(0)
+        zero = net.decoder._tokens(0, torch.rand(1, 32, 16, 16)) == 0  # (1, 16, 16, 64)
+        whole = zero.all(-1).float().mean() if token_dropout else zero.all(2).all(1).float().mean()
+        assert 0.3 < whole.item() < 0.7
+        assert zero.float().mean().item() == pytest.approx(whole.item(), abs=0.01)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dropout: found 1.5, expected 0 to 0.95"):
+        ModelConfig(dropout=1.5)
