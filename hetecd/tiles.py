@@ -1,6 +1,19 @@
-"""Windows over a scene, and how their results are blended back into one. NumPy only."""
+"""Windows over a scene, and how their results are blended back into one. NumPy only.
 
+Windows stand on a regular grid of rows and columns, so blending is separable: the windows of one row are joined into
+a strip, strips are joined downwards. Either way a new value replaces the old one by a share between 0 and 1. Where
+all windows agree on a pixel the blend is that value to the last bit, which a weighted sum would not give.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetecd.errors import InputError
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -11,3 +24,132 @@ class Window:
     col: int
     height: int
     width: int
+
+
+def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
+    """First pixels of the windows along one axis; the last window is shifted inwards to end with the scene.
+
+    Raises:
+        InputError: a length or the tile is not positive, or the overlap is not below the tile.
+    """
+    if length_px < 1 or tile_px < 1:
+        raise InputError(f"tile_px: found {tile_px} on a scene of {length_px} pixels, expected both at least 1")
+    if not 0 <= overlap_px < tile_px:
+        raise InputError(f"overlap_px: found {overlap_px}, expected 0 to {tile_px - 1} (below tile_px)")
+    last = max(length_px - tile_px, 0)
+    return [*range(0, last, tile_px - overlap_px), last]
+
+
+def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Window]:
+    """Windows that cover every pixel, row by row, each overlapping the next by at least ``overlap_px``.
+
+    All have the edge ``tile_px``, or that of the scene where the scene is smaller.
+    """
+    tile_height, tile_width = min(tile_px, height), min(tile_px, width)
+    cols = starts(width, tile_px, overlap_px)
+    return [Window(row, col, tile_height, tile_width) for row in starts(height, tile_px, overlap_px) for col in cols]
+
+
+def blend_weights(length_px: int, overlap_px: int, first: bool, last: bool) -> NDArray[np.float64]:
+    """How far a window is trusted along one axis, (length_px,) in 0 to 1.
+
+    Networks are worst at the border of their input, so the outer quarter of the overlap counts nothing, and the
+    weight rises as a squared sine over the middle half. Two neighbours add up to 1.
+
+    Args:
+        length_px: edge of the window.
+        overlap_px: pixels shared with the neighbour.
+        first: no neighbour before this window: full weight from its first pixel on.
+        last: no neighbour after it.
+    """
+    distance_px = np.arange(length_px) + 0.5
+    margin_px = overlap_px / 4
+    rise = np.clip((distance_px - margin_px) / max(overlap_px - 2 * margin_px, 1e-9), 0.0, 1.0)
+    ramp = np.sin(0.5 * np.pi * rise) ** 2
+    weights = np.ones(length_px)
+    if not first:
+        weights *= ramp
+    if not last:
+        weights *= ramp[::-1]
+    return weights
+
+
+def shares(length_px: int, tile_px: int, overlap_px: int) -> dict[int, Floats]:
+    """Per window start along one axis: the share by which it replaces what the windows before it gave.
+
+    It is its weight over the sum of weights so far: 1 where it is the first that counts, 0 where it does not count.
+    """
+    positions = starts(length_px, tile_px, overlap_px)
+    size_px = min(tile_px, length_px)
+    total = np.zeros(length_px)
+    result = {}
+    for start in positions:
+        part = slice(start, start + size_px)
+        weights = blend_weights(size_px, overlap_px, first=start == 0, last=start == positions[-1])
+        total[part] += weights
+        result[start] = np.divide(weights, total[part], out=np.zeros(size_px), where=weights > 0).astype(np.float32)
+    return result
+
+
+def _blend(target: Floats, new: Floats, share: Floats) -> None:
+    """Move ``target`` towards ``new`` in place; exact for shares of 0 and 1 and where both agree."""
+    moved = target + share * (new - target)
+    target[...] = np.where(share >= 1, new, np.where(share > 0, moved, target))
+
+
+class Stitcher:
+    """Blends windows that arrive row by row into rows of the scene, keeping two strips of tiles in memory.
+
+    Windows may be left out. Pixels that no window covers are NaN, and NaN in a window stays NaN: give NaN at invalid
+    pixels.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        tile_px: as given to :func:`windows`.
+        overlap_px: as given to :func:`windows`.
+    """
+
+    def __init__(self, height: int, width: int, tile_px: int, overlap_px: int) -> None:
+        self.height = height
+        self._row_shares = shares(height, tile_px, overlap_px)
+        self._col_shares = shares(width, tile_px, overlap_px)
+        strip_px = min(tile_px, height)
+        self._joined = np.full((strip_px, width), np.nan, np.float32)  # strips before the present one
+        self._strip = np.full((strip_px, width), np.nan, np.float32)
+        self._top = 0  # scene row of the first row of both
+
+    def add(self, window: Window, values: Floats) -> Iterator[tuple[int, Floats]]:
+        """Take one window and give what became final: pairs of first row and rows (n, width) float32.
+
+        The iterator must be used up before the next call.
+
+        Raises:
+            ValueError: the window is not one of :func:`windows`, comes out of order, or ``values`` is not of its size.
+        """
+        if window.row not in self._row_shares or window.col not in self._col_shares or window.row < self._top:
+            raise ValueError(f"{window} is not one of this scene's windows, or comes out of order")
+        if values.shape != (window.height, window.width):
+            raise ValueError(f"found values of shape {values.shape}, expected those of {window}")
+        if window.row > self._top:
+            yield from self._advance(window.row)
+        target = self._strip[:, window.col : window.col + window.width]
+        _blend(target, values.astype(np.float32, copy=False), self._col_shares[window.col])
+
+    def finish(self) -> Iterator[tuple[int, Floats]]:
+        """Give the rows that are left."""
+        yield from self._advance(self.height)
+
+    def _advance(self, row: int) -> Iterator[tuple[int, Floats]]:
+        """Close the present strip, give all rows before ``row``, and begin a strip there."""
+        size_px, width = self._strip.shape
+        _blend(self._joined, self._strip, self._row_shares[self._top][:, None])
+        done = min(row - self._top, size_px)
+        yield self._top, self._joined[:done].copy()
+        # Whole tile rows may have been left out; they give NaN, in blocks no larger than a strip.
+        for gap in range(self._top + done, row, size_px):
+            yield gap, np.full((min(size_px, row - gap), width), np.nan, np.float32)
+        self._joined[: size_px - done] = self._joined[done:]
+        self._joined[size_px - done :] = np.nan
+        self._strip[:] = np.nan
+        self._top = row
