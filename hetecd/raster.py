@@ -1,4 +1,4 @@
-"""The pixel grid, reading rasters with their validity, two of them on one grid, writing GeoTIFFs that are whole.
+"""The pixel grid, reading rasters with their validity, writing GeoTIFFs that are whole.
 
 A pixel is valid where every band read is: not the nodata value, not masked by a mask band or by alpha, and finite.
 Nothing here ever leaves a half-written file under its final name: results are made in a hidden folder beside the
@@ -6,9 +6,11 @@ final name and moved there when they are complete.
 """
 
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,20 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine, array_bounds
 
 from hetecd.errors import InputError, OutputError
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -214,21 +220,57 @@ def one_line(error: BaseException) -> str:
 def staging(folder: Path | str) -> Iterator[Path]:
     """A hidden folder inside ``folder`` (made if need be) for unfinished results; gone afterwards, whatever happens.
 
-    Finished files are moved out of it with ``Path.replace``, which is atomic because both are on one disk.
+    Finished files are moved out of it with :func:`publish`. Where that fails, ``folder`` is removed again if it was
+    made here.
 
     Raises:
-        OutputError: a folder or file cannot be written, or the disk is full.
+        OutputError: the folder cannot be made or is not writable.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True) as name:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stage = tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True)
+        with stage as name:
             yield Path(name)
-    except OutputError:
+    except BaseException:
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # not empty, or never made
+                break
         raise
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise OutputError(f"{folder}: cannot write here ({reason}); free space or choose another folder") from error
+
+
+def publish(staged: Sequence[Path], folder: Path | str) -> None:
+    """Move finished files into ``folder`` under their own names, each in one step that cannot be seen half done."""
+    for path in staged:
+        target = Path(folder) / path.name
+        with writing(target):
+            path.replace(target)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn what the system or GDAL complains of while writing ``path`` into OutputError."""
+    try:
+        yield
+    except (OSError, RasterioError, CPLE_BaseError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise OutputError(f"{path}: cannot write it ({reason}); free space or choose another folder") from error
+
+
+def need_space(folder: Path, size_bytes: float) -> None:
+    """Raise OutputError where the disk has less left. GDAL would find out late, and chatter on stderr about it."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes:
+        raise OutputError(
+            f"{folder}: found {free_bytes / 1e6:.1f} MB free, expected at least {size_bytes / 1e6:.1f} MB; "
+            "free space or choose another folder"
+        )
 
 
 def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: float | None = None) -> None:
@@ -256,22 +298,92 @@ def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: floa
         options |= {"transform": grid.transform} if grid.transform != Affine.identity() else {}
         # Unasked, GDAL would call the fourth of four uint8 bands alpha, that is: take near infrared for a mask.
         options |= {"photometric": "minisblack", "alpha": "no"} if planes.shape[0] != 3 else {}
-    with staging(path.parent) as folder:
-        part = folder / path.name
-        size = {"count": planes.shape[0], "height": grid.height, "width": grid.width, "dtype": planes.dtype}
-        with gdal_writes(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(part, "w", nodata=nodata, **size, **options) as dataset:
+    options |= {"count": planes.shape[0], "height": grid.height, "width": grid.width, "dtype": planes.dtype}
+    # Built in memory, because GDAL does not report a disk that fills up while it closes a file.
+    with MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with memory.open(nodata=nodata, **options) as dataset:
                 dataset.write(planes)
-        part.replace(path)
+        except (RasterioError, CPLE_BaseError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: {options['driver']} cannot hold this array ({one_line(error)})") from error
+        with staging(path.parent) as folder, writing(path):
+            (folder / path.name).write_bytes(memory.getbuffer())
+            publish([folder / path.name], path.parent)
 
 
 @contextmanager
-def gdal_writes(path: Path | str) -> Iterator[None]:
-    """Turn what GDAL complains of while writing ``path`` into OutputError."""
-    try:
-        yield
-    except RasterioError as error:
-        raise OutputError(
-            f"{path}: cannot write it ({one_line(error)}); free space or choose another folder"
-        ) from error
+def write_cog(
+    path: Path | str,
+    grid: Grid,
+    dtype: str,
+    nodata: float,
+    overviews: str = "average",
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Write one band row block by row block; at the end it becomes a Cloud Optimized GeoTIFF, whole or not at all.
+
+    Memory stays at the size of a row block. The finished file is read back and compared with what was written.
+
+    Args:
+        path: final name.
+        grid: where the image lies.
+        dtype: "uint8", "float32", ...
+        nodata: value of invalid pixels, may be NaN.
+        overviews: how overviews are resampled, a name GDAL knows: "average", "mode", "nearest".
+        tags: metadata of the file.
+
+    Yields:
+        A function that takes the next rows, (n, width), from the first to the last.
+
+    Raises:
+        OutputError: the folder is not writable or the disk is full.
+    """
+    path = Path(path)
+    deflate = {"compress": "deflate", "bigtiff": "if_safer"}
+    tiled = {"tiled": True, "blockxsize": 512, "blockysize": 512, "zlevel": 1}
+    # Storing the bytes of neighbouring values apart makes floats much smaller; classes deflate best as they are.
+    smooth = np.dtype(dtype).kind == "f"
+    tiled["predictor"] = 3 if smooth else 1
+    size = {"count": 1, "height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
+    sums: list[tuple[int, int]] = []  # of every block: rows, checksum
+    with staging(path.parent) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        plain, final = folder / "rows.tif", folder / path.name
+        with writing(path):
+            dataset = rasterio.open(plain, "w", driver="GTiff", dtype=dtype, nodata=nodata, **size, **deflate, **tiled)
+
+        def write(rows: NDArray[Any]) -> None:
+            first = sum(count for count, _ in sums)
+            rows = np.ascontiguousarray(rows, dtype)
+            need_space(folder, rows.nbytes)
+            with writing(path):
+                dataset.write(rows, 1, window=((first, first + len(rows)), (0, grid.width)))
+            sums.append((len(rows), zlib.crc32(rows.data)))
+
+        try:
+            yield write
+            with writing(path):
+                dataset.update_tags(**(tags or {}))
+        finally:
+            with writing(path):
+                dataset.close()
+        need_space(folder, 1.7 * plain.stat().st_size)  # the COG and its overviews, which are made beside it first
+        with writing(path):
+            options = {"predictor": "yes" if smooth else "no", "overview_resampling": overviews}
+            rasterio.shutil.copy(plain, final, driver="COG", **options, **deflate)
+            _compare(final, sums)
+        publish([final], path.parent)
+
+
+def _compare(path: Path, sums: Sequence[tuple[int, int]]) -> None:
+    """Raise OutputError unless the file holds what was written; a disk that fills up late loses blocks silently."""
+    first = 0
+    with rasterio.open(path) as dataset:
+        for count, expected in sums:
+            rows = dataset.read(1, window=((first, first + count), (0, dataset.width)))
+            if zlib.crc32(rows.data) != expected:
+                raise OutputError(f"{path.name}: found other pixels than written; is the disk full or failing?")
+            first += count
+        if first != dataset.height:
+            raise ValueError(f"{first} rows were written, expected {dataset.height}")
