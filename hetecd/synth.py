@@ -142,14 +142,15 @@ def _check(seed: int, height_px: int, width_px: int, kind: str, looks: float, ji
 
 def _draw_view(rng: np.random.Generator, looks: float, jitter_px: float) -> View:
     """Sun, season and radar as satellites in near-polar orbits meet them at middle latitudes."""
-    day_before, day_after = rng.uniform(1, 365, 2)
-    noon = 41 + 23 * np.sin((day_before - 80) / 365 * 2 * np.pi)
+    # Cloud-free optical images come from spring to autumn, radar images from any day.
+    day_before, day_after = rng.uniform(85, 310), rng.uniform(1, 365)
+    noon = 43 + 22 * np.sin((day_before - 80) / 365 * 2 * np.pi)
     # Right-looking, ascending or descending: towards about east or about west.
     look = rng.choice([80.0, 280.0]) + rng.uniform(-6, 6)
     turn, reach = rng.uniform(0, 2 * np.pi), jitter_px * np.sqrt(rng.random())
     return View(
         sun_azimuth_deg=rng.uniform(125, 215),
-        sun_elevation_deg=max(float(noon + rng.uniform(-6, 4)), 16.0),
+        sun_elevation_deg=max(float(noon + rng.uniform(-6, 4)), 26.0),
         look_azimuth_deg=look,
         incidence_deg=rng.uniform(31, 44),
         looks=looks,

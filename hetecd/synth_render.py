@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from hetecd.synth_world import INDUSTRY, PIXEL_M, Floats, World, dots, noise
 
-GRASS = (0.032, 0.062, 0.042, 0.36)
+GRASS = (0.030, 0.068, 0.038, 0.38)
 CROWN = (0.018, 0.036, 0.024, 0.27)
 BARE_CROWN = (0.050, 0.064, 0.076, 0.15)
 ASPHALT = (0.078, 0.084, 0.088, 0.11)
@@ -116,7 +116,7 @@ def ships(world: World, rng: np.random.Generator) -> Floats:
     a = rng.uniform(0, np.pi)
     along, up = (np.cos(a) * x + np.sin(a) * y) / 3.4, np.cos(a) * y - np.sin(a) * x
     dome, chance = dots(up, along, 16, (1.4, 2.2), int(rng.integers(1 << 20)))
-    wide = ndimage.minimum_filter(world.water, 9) > 0.9
+    wide = (ndimage.minimum_filter(world.water, 11) > 0.9) & ~world.lots.pond[world.lot]
     return (np.clip(dome * 2, 0, 1) * (chance < 0.12) * wide).astype(np.float32)
 
 

@@ -277,7 +277,7 @@ def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> t
     # The flood must not be readable from the map of the river: one bank is often higher (a dyke), and low ground
     # away from the river fills as well.
     side = rng.choice([-1, 0, 1]) * np.sign(distance)
-    above = 2.4 * np.tanh(bank / 130) + 1.1 * low + 0.7 * noise(rng, shape, 70) + 0.9 * side
+    above = 2.4 * np.tanh(bank / 130) + 1.1 * low + 0.7 * noise(rng, shape, 70, 3.8) + 0.9 * side
     return river.astype(np.float32), lake.astype(np.float32), above.astype(np.float32)
 
 
@@ -286,9 +286,9 @@ def _flood(rng: np.random.Generator, above: Floats, dry: NDArray[np.bool_], scen
     floor = np.where(dry, np.inf, above)
     level = np.quantile(floor[scene], rng.uniform(0.13, 0.30))
     wet = floor < level
+    wet = ndimage.binary_opening(wet, np.ones((3, 3), bool))
     number, _ = ndimage.label(wet)
     wet &= (np.bincount(number.ravel()) >= 80)[number]
-    wet = ndimage.binary_opening(wet, np.ones((3, 3), bool))
     return np.where(wet, np.maximum(level - above, 0.01), 0).astype(np.float32)
 
 
@@ -473,8 +473,10 @@ def build_world(
     crown, tree_m = _trees(plan, lots, y, x, clump, free, salt + 20)
     flood_m = np.zeros(shape, np.float32)
     if kind == "flood":
+        # Villages stand on higher ground: water reaches their edges, rarely their streets.
+        village = ndimage.gaussian_filter(np.isin(plan.zone, (HOUSES, INDUSTRY)).astype(np.float32), 6)
         dry = (water > 0) | (arterial > 0) | (footprint > 0.5)
-        flood_m = _flood(rng, above, dry, scene)
+        flood_m = _flood(rng, above + 2.2 * village, dry, scene)
     ridge = np.where(half[:, 0] > half[:, 1], 1, 0)[plan.lot]
     offset = np.where(ridge, plan.up - shift[:, 1][plan.lot], plan.along - shift[:, 0][plan.lot])
     across = offset / np.maximum(np.minimum(half[:, 0], half[:, 1]), 1)[plan.lot]
