@@ -1,0 +1,307 @@
+"""Map a pair of images, or a folder of tile pairs, with any predictor.
+
+A *predictor* is a callable ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``, NumPy float32 in
+and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. Neither torch nor rasterio
+is needed here; the same code serves every runtime.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hetecd.config import IGNORE, Role
+from hetecd.errors import InputError
+from hetecd.modality import Modality
+from hetecd.pair import Pair, open_pair
+from hetecd.raster import publish, staging, write_cog, write_raster
+from hetecd.tiles import Stitcher, Window, windows
+from hetecd.vector import write_polygons
+
+Floats = NDArray[np.float32]
+Predictor = Callable[[Floats, Floats], Floats]
+
+SMALLEST_PX = 32  # what a predictor must be able to take; smaller images are padded with invalid pixels
+TILE_INVALID = 127  # in the PNG map of a tile, between 0 (unchanged) and 255 (changed), and declared transparent
+
+
+class TilePair(Protocol):
+    """A pair of tile files, as :class:`hetecd.data.TileFiles` is one."""
+
+    @property
+    def name(self) -> str:
+        """Stem of the results."""
+
+    @property
+    def before(self) -> Path:
+        """Image of the earlier date."""
+
+    @property
+    def after(self) -> Path:
+        """Image of the later date."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out of a run over a scene or a folder.
+
+    Attributes:
+        pixels: size of the scene, or of all tiles together.
+        valid_pixels: those valid in both images.
+        changed_pixels: those mapped as changed.
+        changed_area_m2: their area on the ellipsoid; NaN without a CRS, and for folders.
+        polygons: polygons written; 0 for folders.
+        windows: windows (or tiles) in all.
+        skipped: windows left out because they hold no valid pixel.
+        seconds: how long it took.
+        outputs: the files written.
+    """
+
+    pixels: int
+    valid_pixels: int
+    changed_pixels: int
+    changed_area_m2: float
+    polygons: int
+    windows: int
+    skipped: int
+    seconds: float
+    outputs: tuple[Path, ...]
+
+
+def predict_scene(
+    pair: Pair,
+    predictor: Predictor,
+    out_dir: Path | str,
+    threshold: float = 0.5,
+    tile_px: int = 512,
+    overlap_px: int = 64,
+    batch: int = 4,
+    progress: bool = True,
+    metadata: Mapping[str, object] | None = None,
+) -> Summary:
+    """Write ``change.tif``, ``probability.tif`` and ``change.gpkg`` of a pair into ``out_dir``.
+
+    Change is uint8 0 / 1 / 255, probability float32; pixels invalid in either image are 255 and NaN, the nodata
+    values. Both are Cloud Optimized GeoTIFFs on the grid of the pair. All three appear when all are whole.
+
+    Args:
+        pair: from :func:`hetecd.pair.open_pair`.
+        predictor: see the module.
+        out_dir: made if need be; older results in it are replaced.
+        threshold: probability from which a pixel counts as changed.
+        tile_px: edge of a window, at least 32.
+        overlap_px: pixels that neighbouring windows share.
+        batch: windows given to the predictor at a time.
+        progress: show a bar where the output is a terminal.
+        metadata: written into the GeoTIFFs.
+
+    Raises:
+        InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, or the
+            predictor gives something other than probabilities.
+        OutputError: a result cannot be written. Nothing is left behind.
+    """
+    started = time.monotonic()
+    _check_threshold(threshold)
+    tags = {key: str(value) for key, value in {"threshold": threshold, **(metadata or {})}.items()}
+    plan = windows(*pair.grid.shape, tile_px, overlap_px)
+    tally = _Tally()
+    out_dir = Path(out_dir)
+    with staging(out_dir) as folder:
+        staged = [folder / name for name in ("change.tif", "probability.tif", "change.gpkg")]
+        with (
+            tqdm(total=len(plan), unit="window", disable=None if progress else True) as bar,
+            write_cog(staged[0], pair.grid, "uint8", IGNORE, "mode", tags) as write_change,
+            write_cog(staged[1], pair.grid, "float32", float("nan"), "average", tags) as write_probability,
+        ):
+            for rows in probability_rows(pair, predictor, tile_px, overlap_px, batch, tally, bar.update):
+                write_change(tally.classify(rows, threshold, changed=1, invalid=IGNORE))
+                write_probability(rows)
+            if tally.valid_pixels == 0:
+                raise InputError(
+                    f"{pair.optical_path} and {pair.sar_path}: found no pixel that is valid in both, expected some; "
+                    "check that both show the same place and what their nodata values are"
+                )
+        polygons, area_m2 = write_polygons(*staged)
+        publish(staged, out_dir)
+    outputs = tuple(out_dir / path.name for path in staged)
+    return tally.summary(pair.grid.height * pair.grid.width, area_m2, polygons, len(plan), started, outputs)
+
+
+def predict_folder(
+    tiles: Sequence[TilePair],
+    predictor: Predictor,
+    out_dir: Path | str,
+    optical: Modality,
+    sar: Modality,
+    before_is: Role = "optical",
+    threshold: float = 0.5,
+    tile_px: int = 512,
+    overlap_px: int = 64,
+    batch: int = 4,
+    progress: bool = True,
+) -> Summary:
+    """Map every tile pair: ``out_dir/NAME.png`` (0 / 255) and ``out_dir/probability/NAME.png`` (uint8, 0 to 254).
+
+    Pixels invalid in either image are 127 in the map and 255 in the probability (which is value / 254 elsewhere);
+    both are declared as nodata, so that viewers show them transparent. A tile without any valid pixel gives just that.
+
+    Args:
+        tiles: names and files, see :func:`hetecd.data.find_tiles`.
+        predictor: see the module.
+        out_dir: made if need be; older results in it are replaced.
+        optical: which bands are read from the optical tiles.
+        sar: which bands are read from the SAR tiles.
+        before_is: which of the two the earlier date is.
+        threshold: probability from which a pixel counts as changed.
+        tile_px: larger images are mapped in windows of this edge.
+        overlap_px: pixels that neighbouring windows share.
+        batch: windows given to the predictor at a time.
+        progress: show a bar where the output is a terminal.
+
+    Raises:
+        InputError: no tiles; a tile is damaged or its two images do not fit.
+        OutputError: a result cannot be written. Each PNG is whole or not there.
+    """
+    started = time.monotonic()
+    _check_threshold(threshold)
+    if not tiles:
+        raise InputError("tiles: found none, expected at least one pair; check the folder")
+    out_dir = Path(out_dir)
+    tally, pixels, outputs = _Tally(), 0, []
+    for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
+        with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
+            rows = list(probability_rows(pair, predictor, tile_px, overlap_px, batch, tally))
+            probability = np.concatenate(rows)
+            change = tally.classify(probability, threshold, changed=255, invalid=TILE_INVALID)
+            level = np.where(np.isnan(probability), 255, np.rint(probability * 254)).astype(np.uint8)
+            for folder, image, nodata in ((out_dir, change, TILE_INVALID), (out_dir / "probability", level, 255)):
+                outputs.append(folder / f"{tile.name}.png")
+                write_raster(outputs[-1], image, pair.grid, nodata=nodata)
+            pixels += probability.size
+    return tally.summary(pixels, float("nan"), 0, len(tiles), started, tuple(outputs))
+
+
+def probability_rows(
+    pair: Pair,
+    predictor: Predictor,
+    tile_px: int,
+    overlap_px: int,
+    batch: int,
+    tally: "_Tally | None" = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Iterator[Floats]:
+    """Probability of change of a pair, blended over windows, as blocks of rows (n, W) from top to bottom.
+
+    NaN where a pixel is invalid in either image. Windows without a valid pixel never reach the predictor.
+
+    Args:
+        pair: what to read.
+        predictor: see the module.
+        tile_px: edge of a window, at least 32.
+        overlap_px: pixels that neighbouring windows share.
+        batch: windows given to the predictor at a time.
+        tally: counts the windows left out.
+        advance: told how many windows are done.
+    """
+    if tile_px < SMALLEST_PX:
+        raise InputError(f"tile_px: found {tile_px}, expected at least {SMALLEST_PX}")
+    if batch < 1:
+        raise InputError(f"batch: found {batch}, expected at least 1")
+    height, width = pair.grid.shape
+    stitcher = Stitcher(height, width, tile_px, overlap_px)
+    waiting: list[tuple[Window, Floats, Floats, NDArray[np.bool_]]] = []
+
+    def flush() -> Iterator[Floats]:
+        if waiting:
+            for window, values in _predict(waiting, predictor):
+                for _, rows in stitcher.add(window, values):
+                    yield rows
+            advance(len(waiting))
+            waiting.clear()
+
+    for window in windows(height, width, tile_px, overlap_px):
+        optical, sar, valid = pair.read(window)
+        if not valid.any():
+            advance(1)
+            if tally is not None:
+                tally.skipped += 1
+            continue
+        waiting.append((window, optical, sar, valid))
+        if len(waiting) == batch:
+            yield from flush()
+    yield from flush()
+    for _, rows in stitcher.finish():
+        yield rows
+
+
+def _predict(
+    waiting: Sequence[tuple[Window, Floats, Floats, NDArray[np.bool_]]], predictor: Predictor
+) -> Iterator[tuple[Window, Floats]]:
+    """Run the predictor on a batch of windows and give its probabilities, NaN at invalid pixels."""
+    optical = np.stack([_pad(item[1]) for item in waiting])
+    sar = np.stack([_pad(item[2]) for item in waiting])
+    probability = np.asarray(predictor(optical, sar), np.float32)
+    if probability.shape != (len(waiting), *optical.shape[2:]):
+        raise InputError(
+            f"predictor: found an output of shape {probability.shape}, expected {(len(waiting), *optical.shape[2:])}"
+        )
+    for (window, _, _, valid), padded in zip(waiting, probability, strict=True):
+        values = padded[: window.height, : window.width]
+        good = values[valid]
+        if not ((good >= -1e-3) & (good <= 1 + 1e-3)).all():  # False for NaN as well
+            raise InputError(
+                f"predictor: found values from {good.min():g} to {good.max():g} in {window}, expected probabilities "
+                "from 0 to 1; has the training diverged?"
+            )
+        yield window, np.where(valid, np.clip(values, 0.0, 1.0), np.float32(np.nan))
+
+
+def _pad(image: Floats) -> Floats:
+    """Invalid rows and columns after an image (C, H, W) that is smaller than a predictor can take."""
+    missing = [max(0, SMALLEST_PX - size) for size in image.shape[1:]]
+    if not any(missing):
+        return image
+    return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1])), constant_values=np.nan)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: found {threshold}, expected 0 to 1")
+
+
+@dataclass
+class _Tally:
+    """Counts while a run goes on."""
+
+    valid_pixels: int = 0
+    changed_pixels: int = 0
+    skipped: int = 0
+
+    def classify(self, probability: Floats, threshold: float, changed: int, invalid: int) -> NDArray[np.uint8]:
+        """Probability (H, W), NaN = invalid, to classes: 0, ``changed`` and ``invalid``; counts them."""
+        is_invalid = np.isnan(probability)
+        is_changed = probability >= threshold
+        self.valid_pixels += int((~is_invalid).sum())
+        self.changed_pixels += int(is_changed.sum())
+        return np.where(is_invalid, invalid, np.where(is_changed, changed, 0)).astype(np.uint8)
+
+    def summary(
+        self, pixels: int, area_m2: float, polygons: int, count: int, started: float, outputs: tuple[Path, ...]
+    ) -> Summary:
+        """Close the books."""
+        return Summary(
+            pixels=pixels,
+            valid_pixels=self.valid_pixels,
+            changed_pixels=self.changed_pixels,
+            changed_area_m2=area_m2,
+            polygons=polygons,
+            windows=count,
+            skipped=self.skipped,
+            seconds=time.monotonic() - started,
+            outputs=outputs,
+        )
