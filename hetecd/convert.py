@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from hetecd.config import EncoderName, ModelConfig
 from hetecd.encoder import ENCODERS, Encoder
 from hetecd.errors import CheckpointError
+from hetecd.info import ModelInfo
+from hetecd.modality import uint8_modality
 from hetecd.model import HeteCD
-from hetecd.weights import ModelInfo, empty, fill, read_tensors, save, save_tensors
+from hetecd.weights import empty, fill, read_tensors, save, save_tensors
 
 ENCODER_FORMAT = "hetecd-encoder-1"
 
@@ -51,12 +53,11 @@ class _Spelling:
         part, leaf = ".".join(rest[:-1]), rest[-1]
         if rest[0] == "blocks":
             theirs = self.block[".".join(rest[2:-1])]
-            pair = (theirs,) if isinstance(theirs, str) else theirs
-            pair = tuple(self.prefix + name for name in pair)
+            pair = [self.prefix + name for name in ((theirs,) if isinstance(theirs, str) else theirs)]
         else:
-            pair = (self.stage[part],)
+            pair = [self.stage[part]]
             if i == "0" and self.first and part.startswith("embed"):
-                pair = (self.first + "." + pair[0].rsplit(".", 1)[1],)
+                pair = [self.first + "." + pair[0].rsplit(".", 1)[1]]
         return tuple(f"{name.format(i=i, n=int(i) + 1, j=rest[1])}.{leaf}" for name in pair)
 
 
@@ -114,9 +115,9 @@ _CLASSIFIERS = ("head.", "classifier.", "decode_head.")  # what an encoder was t
 # Scale {n} from 1 in the release, {i} from 0 here.
 _SCALE = {
     "project.{i}": "linear_c{n}.proj",
-    "difference.{i}.volumes.convs.0": "cross_fuse_c{n}.conv3d1.0",
-    "difference.{i}.volumes.convs.1": "cross_fuse_c{n}.conv3d2.0",
-    "difference.{i}.volumes.convs.2": "cross_fuse_c{n}.conv3d3.0",
+    "difference.{i}.volumes.conv3": "cross_fuse_c{n}.conv3d1.0",
+    "difference.{i}.volumes.conv5": "cross_fuse_c{n}.conv3d2.0",
+    "difference.{i}.volumes.conv7": "cross_fuse_c{n}.conv3d3.0",
     "difference.{i}.temporal.linear": "cross_fuse_c{n}.temporal_attention.time_attention",
     "difference.{i}.spatial.conv": "cross_fuse_c{n}.spatial_attention.spatial_attention",
     "difference.{i}.fuse.conv": "cross_fuse_c{n}.fuse_conv.0",
@@ -171,8 +172,15 @@ def convert(path: Path | str, out: Path | str) -> str:
     state = read_published(path)
     if any(key.startswith(("backbone1.", "CD_Decoder.")) for key in state):
         model = convert_hetecd(state, path)
-        save(out, model, ModelInfo(model=model.config, data="as published", licence="as published"))
-        return f"{out}: HeteCD, {model.config.encoder}, width {model.config.width}"
+        config = model.config
+        # SAR is stored as three equal channels; reading band 1 three times serves those and plain one-band files.
+        sar_bands = (1, 1, 1) if config.sar_channels == 3 else tuple(range(1, config.sar_channels + 1))
+        info = ModelInfo(
+            model=config, optical=uint8_modality(tuple(range(1, config.optical_channels + 1))),
+            sar=uint8_modality(sar_bands), data="as published", licence="as published",
+        )  # fmt: skip
+        save(out, model, info)
+        return f"{out}: HeteCD, {config.encoder}, width {config.width}"
     name, tensors = convert_encoder(state, path)
     save_tensors(out, tensors, {"format": ENCODER_FORMAT, "encoder": name})
     return f"{out}: encoder {name}; use it as `encoder_weights`"

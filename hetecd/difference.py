@@ -22,7 +22,12 @@ class Volumes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv3d(1, 1, (3, k, k), padding=(1, k // 2, k // 2)) for k in KERNELS)
+        self.conv3, self.conv5, self.conv7 = (nn.Conv3d(1, 1, (3, k, k), padding=(1, k // 2, k // 2)) for k in KERNELS)
+
+    @property
+    def convs(self) -> tuple[nn.Conv3d, nn.Conv3d, nn.Conv3d]:
+        """The three convolutions, from the smallest kernel to the largest."""
+        return self.conv3, self.conv5, self.conv7
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, h, w, S) -> (B, h, w, 3, S)."""
@@ -46,7 +51,7 @@ class Volumes(nn.Module):
         # Rows of 16 cut from a sequence of period 17 start one place further left each time: a Toeplitz matrix.
         k = F.pad(k, (0, 0, 0, _IN + 1 - 3)).repeat(1, _OUT, 1)[:, : _OUT * _IN]  # (3, 14*16, 49)
         weight = k.reshape(len(KERNELS) * _OUT, _IN, size, size)
-        bias = torch.cat([conv.bias for conv in self.convs]).repeat_interleave(_OUT)
+        bias = torch.cat([conv.bias for conv in self.convs if conv.bias is not None]).repeat_interleave(_OUT)
         return weight.contiguous(memory_format=torch.channels_last), bias
 
 

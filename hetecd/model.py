@@ -10,6 +10,7 @@ from hetecd.config import ModelConfig
 from hetecd.difference import Difference
 from hetecd.encoder import ENCODERS, PAD_TO, Encoder
 from hetecd.errors import InputError
+from hetecd.info import ModelInfo
 
 MIN_PX = 32
 
@@ -28,6 +29,8 @@ class HeteCD(nn.Module):
         >>> net(torch.rand(2, 3, 100, 60), torch.rand(2, 1, 100, 60)).shape
         torch.Size([2, 2, 100, 60])
     """
+
+    info: ModelInfo | None = None  # set by hetecd.load
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()

@@ -1,16 +1,12 @@
 """Our checkpoint: one .safetensors file that carries everything needed to use it.
 
-The tensors are the network; the metadata is JSON: settings, what each date must look like, threshold, origin, licence,
-version. There is no pickle in it, so loading a stranger's file is safe.
+The tensors are the network; the metadata is its :class:`hetecd.info.ModelInfo`. There is no pickle in it, so loading a
+stranger's file is safe.
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,74 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import hetecd
-from hetecd.config import ModelConfig, Role
-from hetecd.errors import CheckpointError, ConfigError, OutputError
-from hetecd.modality import Floats, Modality, uint8_modality
+from hetecd.config import ModelConfig
+from hetecd.errors import CheckpointError, OutputError
+from hetecd.info import ModelInfo, from_metadata, to_metadata
+from hetecd.modality import Floats
 from hetecd.model import HeteCD
-
-FORMAT = "hetecd-1"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a checkpoint says about itself.
-
-    Attributes:
-        model: settings of the network.
-        optical: what the optical image must look like.
-        sar: what the SAR image must look like.
-        before_is: modality of the earlier date in training.
-        threshold: probability from which a pixel counts as changed.
-        recipe: settings of the training, for the record.
-        data: what it was trained on.
-        licence: of the weights.
-        version: of hetecd that wrote the file.
-        scores: validation scores at the stored epoch, and the epoch.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optical: Modality = field(default_factory=lambda: uint8_modality((1, 2, 3)))
-    sar: Modality = field(default_factory=lambda: uint8_modality((1, 1, 1)))
-    before_is: Role = "optical"
-    threshold: float = 0.5
-    recipe: dict[str, Any] = field(default_factory=dict)
-    data: str = "unknown"
-    licence: str = "unknown"
-    version: str = hetecd.__version__
-    scores: dict[str, float | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for role in ("optical", "sar"):
-            wanted, found = getattr(self.model, f"{role}_channels"), getattr(self, role).channels
-            if wanted != found:
-                raise CheckpointError(f"{role}: the network reads {wanted} channels but its contract names {found}")
-
-
-def to_metadata(info: ModelInfo) -> dict[str, str]:
-    """JSON strings, one per field, as safetensors wants them."""
-    return {"format": FORMAT} | {key: json.dumps(value) for key, value in dataclasses.asdict(info).items()}
-
-
-def from_metadata(metadata: dict[str, str], path: Path | str) -> ModelInfo:
-    """The inverse of :func:`to_metadata`.
-
-    Raises:
-        CheckpointError: written by something else, or a field is missing or wrong.
-    """
-    found = metadata.get("format")
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path}: found format {found!r}, expected {FORMAT!r}; published weights go through `hetecd convert` first"
-        )
-    try:
-        values = {f.name: json.loads(metadata[f.name]) for f in dataclasses.fields(ModelInfo)}
-        values["model"] = ModelConfig(**values["model"])
-        for role in ("optical", "sar"):
-            values[role] = Modality(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[role].items()})
-        return ModelInfo(**values)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its description cannot be used ({error}); write it again") from error
 
 
 def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -> None:

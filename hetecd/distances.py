@@ -1,0 +1,177 @@
+"""How far apart the feature distributions of the two branches are, before and after training.
+
+The released program measures five distances between histograms of the two branches' features; so does this. "Before"
+is the network with its initial weights (or any other checkpoint), "after" the checkpoint itself.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from hetecd.config import TrainConfig
+from hetecd.convert import load_encoder
+from hetecd.data import TileDataset, find_tiles
+from hetecd.errors import CheckpointError, OutputError
+from hetecd.figures import density_figure
+from hetecd.info import ModelInfo
+from hetecd.model import HeteCD
+
+BINS = 200
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distances between two discrete distributions p (optical) and q (SAR) over the same bins.
+
+    Attributes:
+        euclidean: root of the summed squared differences.
+        kl: sum p log(p / q), natural logarithm; empty bins count as 1e-12.
+        js: Jensen-Shannon divergence, 0 to log 2.
+        wasserstein: first Wasserstein distance, in the unit of the features.
+        hellinger: 0 to 1.
+    """
+
+    euclidean: float
+    kl: float
+    js: float
+    wasserstein: float
+    hellinger: float
+
+
+def distances(p: Values, q: Values, centres: Values) -> Distances:
+    """Distances between two histograms.
+
+    Args:
+        p: (bins,) counts or shares of optical.
+        q: (bins,) the same of SAR.
+        centres: (bins,) value of each bin.
+    """
+    p, q = p / p.sum(), q / q.sum()
+
+    def kl(a: Values, b: Values) -> float:
+        return float(np.sum(a * np.log(np.maximum(a, 1e-12) / np.maximum(b, 1e-12))))
+
+    middle = (p + q) / 2
+    return Distances(
+        euclidean=float(np.linalg.norm(p - q)),
+        kl=kl(p, q),
+        js=(kl(p, middle) + kl(q, middle)) / 2,
+        wasserstein=float(stats.wasserstein_distance(centres, centres, p, q)),
+        hellinger=float(np.linalg.norm(np.sqrt(p) - np.sqrt(q)) / np.sqrt(2)),
+    )
+
+
+def compare(
+    net: HeteCD,
+    before: HeteCD | None,
+    data: Path | str,
+    split: str = "test",
+    out: Path | str | None = None,
+    most: int = 100,
+) -> dict[str, Distances]:
+    """Distances at stages 3 and 4, which the alignment loss compares, for two networks.
+
+    Args:
+        net: a loaded checkpoint (with ``info``).
+        before: what to compare with; None = the same network with its initial weights.
+        data: folder of tiles; labels are not needed.
+        split: which tiles.
+        out: folder for ``distances.csv`` and ``densities.png``; None writes nothing.
+        most: tiles used, spread over the split.
+
+    Returns:
+        "stage 3, before" and so on -> distances.
+
+    Raises:
+        InputError: the tiles cannot be read.
+        CheckpointError: the two networks read different inputs.
+        OutputError: ``out`` cannot be written.
+    """
+    info = net.info
+    if info is None:
+        raise CheckpointError("distances: the network carries no description; load it with hetecd.load")
+    before = before or initial(info)
+    if (before.config.optical_channels, before.config.sar_channels) != (info.optical.channels, info.sar.channels):
+        raise CheckpointError("distances: the two checkpoints read different bands; compare like with like")
+    files = find_tiles(data, split, labels=False)
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
+    tiles = TileDataset(chosen, TrainConfig(before_is=info.before_is), info.optical, info.sar, cache_bytes=0)
+    results, curves = {}, {}
+    for name, network in (("before", before), ("after", net)):
+        for stage, (p, q, centres) in zip((3, 4), histograms(network, tiles), strict=True):
+            results[f"stage {stage}, {name}"] = distances(p, q, centres)
+            step = centres[1] - centres[0]
+            curves[f"stage {stage}, {name}"] = {
+                "optical": (centres, p / p.sum() / step),
+                "SAR": (centres, q / q.sum() / step),
+            }
+    if out is not None:
+        _write(Path(out), results, curves)
+    return results
+
+
+def initial(info: ModelInfo) -> HeteCD:
+    """The network of a checkpoint as it was before its first step."""
+    torch.manual_seed(int(info.recipe.get("seed", 0)))
+    net = HeteCD(info.model)
+    if weights := info.recipe.get("encoder_weights"):
+        load_encoder(weights, net.optical_encoder, info.model.encoder)
+        load_encoder(weights, net.sar_encoder, info.model.encoder)
+    return net.eval()
+
+
+def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Values]]:
+    """Counts of optical and of SAR feature values over shared bins, and bin centres, for stages 3 and 4."""
+    values: list[list[list[NDArray[np.float32]]]] = [[[], []], [[], []]]  # stage, date, tiles
+    with torch.inference_mode():
+        for i in range(len(tiles)):
+            item = tiles[i]
+            _, features = net(item["optical"][None], item["sar"][None], features=True)
+            for date, maps in enumerate(features):
+                for stage, x in enumerate(maps):
+                    values[stage][date].append(_sample(x))
+    result = []
+    for stage in values:
+        optical, sar = (np.concatenate(date) for date in stage)
+        low, high = np.percentile(np.concatenate([optical, sar]), (0.1, 99.9))
+        edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+        p, q = (np.histogram(np.clip(x, low, high), edges)[0].astype(np.float64) for x in (optical, sar))
+        result.append((p, q, (edges[1:] + edges[:-1]) / 2))
+    return result
+
+
+def _sample(x: Tensor, most: int = 20_000) -> NDArray[np.float32]:
+    flat = x.reshape(-1)
+    return flat[:: max(1, flat.numel() // most)].numpy()
+
+
+def table(results: dict[str, Distances]) -> str:
+    """The distances as text for a terminal."""
+    names = list(Distances.__dataclass_fields__)
+    lines = [f"{'':18}" + "".join(f"{n:>13}" for n in names)]
+    lines += [f"{key:18}" + "".join(f"{getattr(d, n):13.4f}" for n in names) for key, d in results.items()]
+    return "\n".join(lines)
+
+
+def _write(out: Path, results: dict[str, Distances], curves: dict[str, dict[str, tuple[Values, Values]]]) -> None:
+    names: Sequence[str] = list(Distances.__dataclass_fields__)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        density_figure(curves, out / "densities.png", "Feature distributions of the two branches")
+        part = out / ".distances.csv.part"
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["features", *names])
+            writer.writerows([key, *(f"{getattr(d, n):.6g}" for n in names)] for key, d in results.items())
+        os.replace(part, out / "distances.csv")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot write ({error.strerror or error}); choose another folder") from error

@@ -1,0 +1,119 @@
+"""Pictures: sheets of tiles and curves. The only module that imports matplotlib."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hetecd.config import IGNORE
+from hetecd.data import Tile
+from hetecd.info import ModelInfo
+from hetecd.metrics import confusion
+from hetecd.modality import Floats
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
+HIT, MISS, FALSE_ALARM, QUIET, NODATA = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0), (128, 128, 128)
+
+
+def picture(image: Floats) -> NDArray[np.uint8]:
+    """A raw image (C, H, W), NaN = invalid, as (H, W, 3) uint8: first three bands or grey, stretched 2 to 98 %.
+
+    Four bands or more are taken to be blue, green, red, ... as satellites store them.
+    """
+    bands = (2, 1, 0) if len(image) > 3 else (0, 1, 2) if len(image) == 3 else (0, 0, 0)
+    shown = image[list(bands)]
+    positive = shown[np.isfinite(shown) & (shown > 0)]
+    if len(image) < 3 and positive.size and np.nanmax(shown) > 20 * np.median(positive):
+        shown = np.log(np.maximum(shown, np.float32(1e-6)))  # SAR as power: a linear stretch would be black
+    out = np.zeros((*image.shape[1:], 3), np.uint8)
+    for k, band in enumerate(shown):
+        seen = band[np.isfinite(band)]
+        if seen.size:
+            low, high = np.percentile(seen, (2, 98))
+            out[..., k] = np.nan_to_num(np.clip((band - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    out[~np.isfinite(image).all(0)] = NODATA
+    return out
+
+
+def verdict(prob: Floats, label: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: hit white, missed blue, false alarm orange, rightly quiet black, ignored grey."""
+    changed, true = prob >= threshold, label == 1
+    out = np.empty((*label.shape, 3), np.uint8)
+    for colour, where in ((HIT, changed & true), (MISS, ~changed & true), (FALSE_ALARM, changed & ~true),
+                          (QUIET, ~changed & ~true), (NODATA, label == IGNORE)):  # fmt: skip
+        out[where] = colour
+    return out
+
+
+def tile_sheet(rows: Sequence[tuple[Tile, Floats]], info: ModelInfo, path: Path, title: str = "") -> None:
+    """Write a PNG with a row per tile: optical, SAR, label, probability, errors in colour.
+
+    Args:
+        rows: tiles with their probability (H, W).
+        info: for the threshold.
+        path: where to; appears when it is whole.
+        title: above everything.
+    """
+    columns = ("optical", "SAR", "label", "probability", "hit ▢  miss ▣  false alarm")
+    figure = Figure(figsize=(10.6, 2.15 * len(rows) + 0.5 + 0.3 * bool(title)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (tile, prob) in zip(axes, rows, strict=True):
+        iou = confusion(prob >= info.threshold, tile.label).scores()["iou"]
+        label = np.where(tile.label == IGNORE, 128, tile.label * 255).astype(np.uint8)
+        shown = (picture(tile.optical), picture(tile.sar), label, prob, verdict(prob, tile.label, info.threshold))
+        for axis, image, name in zip(line, shown, columns, strict=True):
+            grey = (
+                {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}
+                if name == "probability"
+                else {"cmap": "gray", "vmin": 0, "vmax": 255}
+            )
+            axis.imshow(image, interpolation="nearest", **grey)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(f"{tile.name}\nIoU {'–' if np.isnan(iou) else f'{100 * iou:.0f} %'}", fontsize=8)
+    for axis, name in zip(axes[0], columns[:-1], strict=False):
+        axis.set_title(name, fontsize=9)
+    axes[0][-1].set_title("white hit, blue missed,\norange false alarm", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def density_figure(
+    curves: Mapping[str, Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]]], path: Path, title: str
+) -> None:
+    """Write a PNG with a panel per entry, each with one density curve per name.
+
+    Args:
+        curves: panel -> name -> (values, density).
+        path: where to; appears when it is whole.
+        title: above everything.
+    """
+    figure = Figure(figsize=(3.4 * len(curves), 3.2), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    colours = mpl.color_sequences["tab10"]
+    for axis, (panel, named) in zip(axes, curves.items(), strict=True):
+        for colour, (name, (values, density)) in zip(colours, named.items(), strict=False):
+            axis.plot(values, density, color=colour, label=name, linewidth=1.2)
+            axis.fill_between(values, density, color=colour, alpha=0.2)
+        axis.set_title(panel, fontsize=9)
+        axis.set_xlabel("feature value", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("density", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG under a temporary name, then rename."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,322 @@
+"""Training: a folder of tiles in, checkpoints out. Lightning runs the loop."""
+
+import csv
+import dataclasses
+import logging
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hetecd.augment import augment
+from hetecd.config import ModelConfig, TrainConfig
+from hetecd.convert import load_encoder
+from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
+from hetecd.errors import CheckpointError, OutputError
+from hetecd.info import ModelInfo
+from hetecd.losses import cross_entropy, fca_loss, released_dice, soft_dice
+from hetecd.metrics import Confusion, confusion
+from hetecd.model import Features, HeteCD
+from hetecd.resume import SafetensorsIO
+from hetecd.weights import save
+
+log = logging.getLogger("hetecd")
+
+BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a training runs; the names are Lightning's.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu", ...
+        devices: per node; 0 = all there are.
+        nodes: number of machines.
+        strategy: "auto", "ddp", ...
+    """
+
+    accelerator: str = "auto"
+    devices: int = 0
+    nodes: int = 1
+    strategy: str = "auto"
+
+
+def fit(
+    data: Path | str,
+    out: Path | str,
+    model_config: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    hardware: Hardware | None = None,
+) -> Path:
+    """Train a network and return the path of its best checkpoint.
+
+    ``out`` receives ``best.safetensors`` (highest validation IoU), ``last.safetensors``, ``state.safetensors`` (what
+    ``resume`` needs), ``log.csv`` (a line per epoch) and TensorBoard logs. All are replaced after each epoch at once,
+    so an interruption or a full disk leaves those of the epoch before.
+
+    Args:
+        data: folder with ``train`` tiles (see :func:`hetecd.data.find_tiles`) and, if there is one, ``val``.
+        out: folder for the results.
+        model_config: the network; channels are taken from the data. Default: as published.
+        config: the training.
+        resume: go on after the last whole epoch in ``out``; ends with the same weights as without interruption.
+        hardware: where to run.
+
+    Raises:
+        InputError: the data cannot be used.
+        CheckpointError: nothing to resume in ``out``, or other settings than before.
+        OutputError: ``out`` cannot be written, or holds a training and ``resume`` is False.
+    """
+    out, config, hardware = Path(out), config or TrainConfig(), hardware or Hardware()
+    _check_out(out, resume)
+    train_files, val_files, note = split_tiles(data, config)
+    log.info(note)
+    optical, sar = fit_modalities(train_files, config)
+    model_config = dataclasses.replace(
+        model_config or ModelConfig(), optical_channels=optical.channels, sar_channels=sar.channels
+    )
+    recipe = dataclasses.asdict(model_config) | dataclasses.asdict(config)
+    info = ModelInfo(
+        model=model_config, optical=optical, sar=sar, before_is=config.before_is, recipe=recipe,
+        data=f"{Path(data).name}: {len(train_files)} training tiles", licence=config.data_licence,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = HeteCD(model_config)
+    if config.encoder_weights:
+        load_encoder(config.encoder_weights, model.optical_encoder, model_config.encoder)
+        load_encoder(config.encoder_weights, model.sar_encoder, model_config.encoder)
+    training = Training(
+        model, config, info,
+        TileDataset(train_files, config, optical, sar, augment), TileDataset(val_files, config, optical, sar),
+    )  # fmt: skip
+    state = out / STATE
+    trainer = _trainer(out, config, hardware)
+    with warnings.catch_warnings():
+        # Lightning recommends loader workers on two cores, where none is faster, and writes about its own internals.
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+        trainer.fit(training, ckpt_path=state if resume else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return out / BEST
+
+
+class Training(pl.LightningModule):
+    """Losses, metrics, optimiser and loaders of one training."""
+
+    def __init__(
+        self, model: HeteCD, config: TrainConfig, info: ModelInfo, train_tiles: TileDataset, val_tiles: TileDataset
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.info = model, config, info
+        self.train_tiles, self.val_tiles = train_tiles, val_tiles
+        self.confusion = Confusion()
+        self.scores: dict[str, float] = {}
+        self.best = -math.inf
+
+    # Everything random in an epoch depends on (seed, epoch, rank) only, so that a resumed training is the same one.
+    def on_train_epoch_start(self) -> None:
+        """Restart the source of dropout."""
+        key = (self.config.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        """Loss of one batch."""
+        logits, features = self.model(batch["optical"], batch["sar"], features=True)
+        terms = self._terms(logits, features, batch["label"])
+        loss = torch.stack(list(terms.values())).sum()
+        size = len(batch["label"])
+        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log_dict(
+            {f"loss_{name}": term for name, term in terms.items()},
+            on_step=False, on_epoch=True, batch_size=size, sync_dist=True,
+        )  # fmt: skip
+        return loss
+
+    def _terms(self, logits: Tensor, features: Features, label: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        dice = soft_dice if config.dice == "soft" else released_dice
+        terms = {
+            "ce": cross_entropy(logits, label, config.ce_weights),
+            "dice": config.dice_weight * dice(logits, label),
+        }
+        # A blanked date has nothing to be aligned with.
+        if config.fca_weight and self.info.model.modalities == "both":
+            terms["fca"] = fca_weight(config, self.current_epoch) * fca_loss(features)
+        return terms
+
+    def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
+        """Count pixels of one batch."""
+        logits = self.model(batch["optical"], batch["sar"])
+        loss = cross_entropy(logits, batch["label"], self.config.val_ce_weights)
+        self.log("val_loss", loss, batch_size=len(logits), sync_dist=True)
+        changed = logits[:, 1] > logits[:, 0]
+        self.confusion += confusion(changed.cpu().numpy(), batch["label"].cpu().numpy())
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the pooled counts of all devices."""
+        counts = torch.tensor(dataclasses.astuple(self.confusion), device=self.device, dtype=torch.int64)
+        pooled = torch.as_tensor(self.all_gather(counts)).reshape(-1, 4).sum(0).tolist()
+        self.confusion = Confusion()
+        self.scores = Confusion(*pooled).scores()
+        self.log("val_iou", self.scores["iou"], prog_bar=True, rank_zero_only=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then a polynomial decline, per step."""
+        config = self.config
+        decayed = [p for p in self.model.parameters() if p.ndim > 1 or config.decay == "all"]
+        free = [p for p in self.model.parameters() if not (p.ndim > 1 or config.decay == "all")]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}]
+        if free:
+            groups.append({"params": free, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader:
+        """Augmented tiles in a new order every epoch."""
+        return self._loader(self.train_tiles, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Whole tiles in order."""
+        return self._loader(self.val_tiles, shuffle=False)
+
+    def _loader(self, tiles: TileDataset, shuffle: bool) -> DataLoader:
+        config, trainer = self.config, self.trainer
+        sampler = EpochSampler(len(tiles), config.seed, shuffle, trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            tiles, config.batch, sampler=sampler, collate_fn=collate, num_workers=config.workers,
+            persistent_workers=config.workers > 0, pin_memory=self.device.type == "cuda",
+            # A last batch of a few tiles would only disturb the batch statistics.
+            drop_last=shuffle and len(sampler) > config.batch,
+        )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what resuming needs beside Lightning's own state."""
+        checkpoint["hetecd"] = {"best": self.best, "recipe": self.info.recipe}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other settings."""
+        before, now = checkpoint["hetecd"]["recipe"], self.info.recipe
+        changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now if _plain(before.get(k)) != _plain(now[k])]
+        if changed:
+            raise CheckpointError(f"resume: settings differ from before ({', '.join(changed)}); use those of before")
+        self.best = checkpoint["hetecd"]["best"]
+
+
+class Keep(Callback):
+    """After each epoch: log line, checkpoints, state."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write everything, best first."""
+        task = pl_module
+        assert isinstance(task, Training)
+        iou = task.scores["iou"]
+        better = not math.isnan(iou) and iou > task.best
+        task.best = iou if better else task.best
+        if trainer.is_global_zero:
+            scores = {k: None if math.isnan(v) else round(v, 6) for k, v in task.scores.items()}
+            info = dataclasses.replace(task.info, scores=scores | {"epoch": trainer.current_epoch})
+            if better or not (self.out / BEST).exists():
+                save(self.out / BEST, task.model, info)
+            save(self.out / LAST, task.model, info)
+            self._write_line(trainer, scores)
+        trainer.save_checkpoint(self.out / STATE)
+
+    def _write_line(self, trainer: pl.Trainer, scores: dict[str, float | None]) -> None:
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "seconds": round(time.monotonic() - self.start, 1)}
+        row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        row |= {k: round(float(v), 5) for k, v in sorted(trainer.callback_metrics.items()) if k != "val_iou"}
+        row |= {f"val_{name}": value for name, value in scores.items()}
+        path = self.out / LOG
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, row)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write ({error.strerror}); free some space") from error
+        log.info(
+            "epoch %d/%d  loss %.4f  val IoU %s  %.0f s", trainer.current_epoch + 1, trainer.max_epochs,
+            row["loss"], scores["iou"], row["seconds"],
+        )  # fmt: skip
+
+
+def fca_weight(config: TrainConfig, epoch: int) -> float:
+    """Weight of the alignment in an epoch counted from 0."""
+    if config.fca_schedule == "decay":
+        return config.fca_weight / (epoch + 1)
+    return config.fca_weight * ((epoch + 1) / config.epochs if config.fca_schedule == "ramp" else 1.0)
+
+
+def lr_factor(config: TrainConfig, step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step counted from 0."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 - (step - warmup) / max(1, steps - warmup)) ** config.lr_power
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if resume and not (out / STATE).is_file():
+        raise CheckpointError(f"{out}: found no {STATE}, expected a training to resume; start without --resume")
+    if not resume and (out / STATE).exists():
+        raise OutputError(f"{out}: holds a training already; go on with --resume or choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{out}: cannot write here ({error.strerror}); choose another folder") from error
+
+
+def _trainer(out: Path, config: TrainConfig, hardware: Hardware) -> pl.Trainer:
+    import sys
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    terminal = sys.stderr.isatty()
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices or "auto",
+        num_nodes=hardware.nodes,
+        strategy=hardware.strategy,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=config.epochs,
+        gradient_clip_val=config.clip or None,
+        callbacks=[Keep(out), *([TQDMProgressBar()] if terminal else [])],
+        plugins=[SafetensorsIO()],
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
