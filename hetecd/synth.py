@@ -59,7 +59,7 @@ class Scene:
     """
 
     optical: NDArray[np.uint16]
-    sar: Floats
+    sar: NDArray[np.float32]
     label: NDArray[np.uint8]
     kinds: NDArray[np.uint8]
     before: NDArray[np.uint8]
@@ -194,7 +194,7 @@ def _clouds(optical: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     opacity = np.clip((puff - np.quantile(puff, 1 - rng.uniform(0.03, 0.12))) * 2.2, 0, 1)
     away = rng.uniform(25, 40, 2) * (-1, 1)
     shadow = ndimage.gaussian_filter(ndimage.shift(opacity, away, order=0), 2)
-    bright = np.float32([0.62, 0.60, 0.59, 0.61])[:, None, None] * (1 + 0.05 * puff)
+    bright = np.array([0.62, 0.60, 0.59, 0.61], np.float32)[:, None, None] * (1 + 0.05 * puff)
     optical = optical * (1 - 0.62 * shadow)
     return (optical + (bright - optical) * opacity).astype(np.float32), np.maximum(opacity, shadow)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hetecd.synth_world import INDUSTRY, PIXEL_M, Floats, World, dots, noise
+from hetecd.synth_world import CORE, FIELDS, HOUSES, INDUSTRY, PIXEL_M, SLABS, ZONES, Bools, Floats, World, dots, noise
 
 GRASS = (0.030, 0.068, 0.038, 0.38)
 CROWN = (0.018, 0.036, 0.024, 0.27)
@@ -87,6 +87,27 @@ def _leaf(day: float) -> float:
     return float(np.clip(1.6 * np.sin((day - 75) / 365 * 2 * np.pi) + 0.55, 0, 1))
 
 
+def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Floats:
+    """Reflectance of the roofs, (N, 4)."""
+    palette = np.array([
+        [0.055, 0.080, 0.165, 0.23],  # red tiles
+        [0.085, 0.095, 0.105, 0.13],  # slate, bitumen
+        [0.180, 0.195, 0.205, 0.22],  # concrete, gravel
+        [0.360, 0.380, 0.390, 0.40],  # white membrane
+        [0.170, 0.150, 0.105, 0.15],  # blue sheet metal
+        [0.090, 0.115, 0.155, 0.20],  # brown tiles
+    ])  # fmt: skip
+    share = {
+        CORE: (0.45, 0.2, 0.2, 0.05, 0.0, 0.1),
+        SLABS: (0.15, 0.3, 0.35, 0.15, 0.0, 0.05),
+        HOUSES: (0.5, 0.2, 0.08, 0.02, 0.0, 0.2),
+        INDUSTRY: (0.0, 0.15, 0.3, 0.35, 0.2, 0.0),
+    }
+    shares = np.cumsum([share.get(z, (1, 0, 0, 0, 0, 0)) for z in range(len(ZONES))], axis=1)
+    choice = np.minimum((rng.random((len(zone), 1)) > shares[zone]).sum(axis=1), len(palette) - 1)
+    return (palette[choice] * rng.normal(1, 0.14, (len(zone), 1)).clip(0.6, 1.5)).astype(np.float32)
+
+
 def _ground(world: World, rng: np.random.Generator) -> Floats:
     """Reflectance (4, H, W) of fields, lawns and bare lots at the optical date."""
     lots, shape = world.lots, world.lot.shape
@@ -99,13 +120,12 @@ def _ground(world: World, rng: np.random.Generator) -> Floats:
     return image
 
 
-def _water(world: World, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Reflectance (4, H, W) of water: clear and dark to brown with silt; also where ships lie."""
+def _water(world: World, rng: np.random.Generator) -> Floats:
+    """Reflectance (4, H, W) of water: clear and dark to brown with silt."""
     shape = world.lot.shape
     silt = np.clip(rng.uniform(0, 0.9) + 0.12 * noise(rng, shape, 80, 4.0), 0, 1)
-    image = _mix(np.broadcast_to(np.float32([[[0.040]], [[0.045]], [[0.026]], [[0.014]]]), (4, *shape)),
-                 (0.075, 0.098, 0.092, 0.045), silt)  # fmt: skip
-    return image, ships(world, rng)
+    clear = np.array([0.040, 0.045, 0.026, 0.014], np.float32)
+    return _mix(np.broadcast_to(clear[:, None, None], (4, *shape)), (0.075, 0.098, 0.092, 0.045), silt)
 
 
 def ships(world: World, rng: np.random.Generator) -> Floats:
@@ -142,18 +162,18 @@ def render_optical(world: World, view: View, rng: np.random.Generator, traffic: 
     """
     lots, shape = world.lots, world.lot.shape
     image = _ground(world, rng)
-    image = _mix(image, TRACK, world.street * (lots.zone == 4)[world.lot])
-    image = _mix(image, ASPHALT, np.maximum(world.street * (lots.zone != 4)[world.lot], 0))
+    image = _mix(image, TRACK, world.street * (lots.zone == FIELDS)[world.lot])
+    image = _mix(image, ASPHALT, world.street * (lots.zone != FIELDS)[world.lot])
     leaf = _leaf(view.day_before)
-    crown = leaf * np.float32(CROWN) + (1 - leaf) * np.float32(BARE_CROWN)
+    crown = leaf * np.array(CROWN, np.float32) + (1 - leaf) * np.array(BARE_CROWN, np.float32)
     tone = 1 + 0.22 * noise(rng, shape, 5, 2.2)
     image = _mix(image, crown[:, None, None] * tone, world.crown * (0.55 + 0.4 * leaf))
-    image = _mix(image, _water(world, rng)[0], world.water)
+    image = _mix(image, _water(world, rng), world.water)
     image = _mix(image, ASPHALT, world.arterial)
 
     building = world.building(after=False)
     towards = direction(view.sun_azimuth_deg)
-    roof = np.moveaxis(lots.roof[world.lot], -1, 0)
+    roof = np.moveaxis(_roofs(rng, lots.zone)[world.lot], -1, 0)
     # A gable roof has a bright and a dark half.
     ay, ax = np.gradient(world.across)
     lit = -(ay * towards[0] + ax * towards[1]) / np.maximum(np.hypot(ay, ax), 1e-3)
@@ -169,9 +189,9 @@ def render_optical(world: World, view: View, rng: np.random.Generator, traffic: 
     gy, gx = np.gradient(world.terrain_m + 0.12 * world.tree_m)
     relief = 1 - np.clip((gy * towards[0] + gx * towards[1]) / rise, -0.5, 0.5)
     # What the sun does not reach still has the blue light of the sky.
-    sky = np.float32([0.42, 0.34, 0.28, 0.22])[:, None, None]
+    sky = np.array([0.42, 0.34, 0.28, 0.22], np.float32)[:, None, None]
     image = image * (relief * (1 - shade) + sky * shade)
-    haze = rng.uniform(0.3, 1.4) * np.float32([0.022, 0.013, 0.008, 0.003])
+    haze = rng.uniform(0.3, 1.4) * np.array([0.022, 0.013, 0.008, 0.003], np.float32)
     gain = rng.uniform(0.85, 1.12)
     blurred = [ndimage.gaussian_filter(band, 0.55) for band in image]
     image = gain * np.stack(blurred) + haze[:, None, None]
@@ -218,7 +238,7 @@ def _scatter(image: Floats, row: Floats, col: Floats, power: Floats) -> None:
             image += np.bincount(at, part, H * W).reshape(H, W).astype(np.float32)
 
 
-def _walls(image: Floats, height: Floats, built: NDArray[np.bool_], strength: Floats, view: View) -> None:
+def _walls(image: Floats, height: Floats, built: Bools, strength: Floats, view: View) -> None:
     """Add walls that face the sensor and the corner they form with the ground, in place."""
     dr, dc = view.look
     ahead = ndimage.shift(height, (dr, dc), order=1, mode="nearest")
@@ -232,12 +252,12 @@ def _walls(image: Floats, height: Floats, built: NDArray[np.bool_], strength: Fl
     tilt = np.arccos(np.clip(square, 0, 1))
     bounce = strength[row, col] * (0.12 + np.exp(-((tilt / 0.3) ** 2)))
     row, col = row.astype(np.float32), col.astype(np.float32)
-    _scatter(image, row - 0.5 * dr, col - 0.5 * dc, 4.0 * bounce * np.minimum(step / 8, 2))
+    _scatter(image, row - 0.5 * dr, col - 0.5 * dc, 9.0 * bounce * np.minimum(step / 8, 2))
     length = step / np.tan(np.deg2rad(view.incidence_deg)) / PIXEL_M
     for t in range(1, int(np.ceil(length.max(initial=0))) + 1):
         reach = np.clip(length - t + 1, 0, 1)
         seen = reach > 0
-        _scatter(image, (row - t * dr)[seen], (col - t * dc)[seen], (0.22 * reach * (0.4 + bounce))[seen])
+        _scatter(image, (row - t * dr)[seen], (col - t * dc)[seen], (0.16 * reach * (0.4 + bounce))[seen])
 
 
 def render_sar(world: World, view: View, rng: np.random.Generator, traffic: Floats) -> Floats:
@@ -280,7 +300,7 @@ def render_sar(world: World, view: View, rng: np.random.Generator, traffic: Floa
 
 def speckle(power: Floats, looks: float, rng: np.random.Generator) -> Floats:
     """Multiply by gamma noise of mean 1 and variance 1 / looks, neighbours slightly correlated as after resampling."""
-    kernel = np.float32([0.14, 0.72, 0.14])
+    kernel = np.array([0.14, 0.72, 0.14], np.float32)
     weights = np.outer(kernel, kernel) / kernel.sum() ** 2
     # Averaging with these weights shrinks the variance by the sum of their squares; start with that much more.
     shape_parameter = looks * float((weights**2).sum())

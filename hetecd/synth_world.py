@@ -7,13 +7,14 @@ NumPy and SciPy only; every random number comes from the generator that is passe
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
 SceneKind = Literal["city", "flood"]
 PIXEL_M = 3.0
 
@@ -59,24 +60,22 @@ FLOOD_MIX = (0.0, 0.0, 0.14, 0.04, 0.58, 0.14, 0.10)
 
 @dataclass(frozen=True)
 class Lots:
-    """One row per lot: what stands there. Reflectances are (N, 4): blue, green, red, near infrared."""
+    """One row per lot: what stands there."""
 
     zone: NDArray[np.int64]
     half: Floats  # (N, 2) half sizes of the building, pixels
-    shift: Floats  # (N, 2) where its centre lies in the lot
     height_m: Floats
-    gable: NDArray[np.bool_]
-    roof: Floats
-    ground: Floats  # reflectance of the bare ground
+    gable: Bools
+    ground: Floats  # (N, 4) reflectance of the bare ground: blue, green, red, near infrared
     green_before: Floats  # share of green vegetation, 0 to 1
     green_after: Floats
     bare_db: Floats  # backscatter of the bare ground
     rows: Floats  # how strongly the field shows rows
-    pond: NDArray[np.bool_]  # fish pond or paddy: water on both dates
+    pond: Bools  # fish pond or paddy: water on both dates
     tree_density: Floats
-    hedge: NDArray[np.bool_]
-    built_before: NDArray[np.bool_]
-    built_after: NDArray[np.bool_]
+    hedge: Bools
+    built_before: Bools
+    built_after: Bools
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, pow
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def hashed(row: NDArray[np.int32], col: NDArray[np.int32], salt: int) -> Floats:
+def hashed(row: NDArray[np.integer[Any]], col: NDArray[np.integer[Any]], salt: int) -> Floats:
     """A number in [0, 1) that depends on two integers only: the same cell answers the same to all its pixels."""
     x = row.astype(np.uint32) * np.uint32(0x85EBCA6B) + col.astype(np.uint32) * np.uint32(0xC2B2AE35)
     x += np.uint32(salt * 0x9E3779B9 & 0xFFFFFFFF)
@@ -158,7 +157,7 @@ def dots(y: Floats, x: Floats, cell: float, radius: tuple[float, float], salt: i
 def _districts(y: Floats, x: Floats, salt: int) -> tuple[NDArray[np.int64], Floats, Floats]:
     """Cells around random centres: number of the district, its centre (N, 2), distance of each pixel to the edge."""
 
-    def centre(which: NDArray[np.int32]) -> tuple[Floats, Floats]:
+    def centre(which: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
         r, c = row + which // 3 - 1, col + which % 3 - 1
         return (r + 0.15 + 0.7 * hashed(r, c, salt)) * DISTRICT, (c + 0.15 + 0.7 * hashed(r, c, salt + 1)) * DISTRICT
 
@@ -166,7 +165,7 @@ def _districts(y: Floats, x: Floats, salt: int) -> tuple[NDArray[np.int64], Floa
     nearest, second = np.full(y.shape, np.inf, np.float32), np.full(y.shape, np.inf, np.float32)
     which, runner = np.zeros(y.shape, np.int32), np.zeros(y.shape, np.int32)
     for i in range(9):
-        cy, cx = centre(np.int32(i))
+        cy, cx = centre(np.array(i))
         d = ((y - cy) ** 2 + (x - cx) ** 2).astype(np.float32)
         best, next_best = d < nearest, d < second
         runner = np.where(best, which, np.where(next_best, i, runner))
@@ -198,18 +197,27 @@ class _Plan(NamedTuple):
     """Where each pixel lies in its block and lot."""
 
     lot: NDArray[np.int64]
-    index: NDArray[np.int64]  # a pixel of every lot
-    block_hash: Floats  # (N,) of the block of each lot
+    first: NDArray[np.int64]  # a pixel of every lot, flat
+    block_hash: Floats  # (N,) random, the same for all lots of a block
     along: Floats  # offset from the centre of the lot, pixels
     up: Floats
     size: tuple[Floats, Floats]  # of the lot, pixels
     street: Floats
     depth: Floats  # distance to the edge of the block
-    zone: NDArray[np.int64]  # per pixel
+    edge: Floats  # distance to the edge of the district
+    zone: NDArray[np.int64]
+
+    def border(self) -> Floats:
+        """Distance to the edge of the lot."""
+        return np.minimum(self.size[0] / 2 - np.abs(self.along), self.size[1] / 2 - np.abs(self.up))
+
+    def per_lot(self, values: NDArray[Any]) -> Floats:
+        """Sum of a (H, W) array over every lot."""
+        return np.bincount(self.lot.ravel(), values.ravel(), len(self.first)).astype(np.float32)
 
 
-def _plan(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind, salt: int) -> tuple[_Plan, Floats]:
-    """Districts, blocks and lots; also the distance of each pixel to the edge of its district."""
+def _plan(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind, salt: int) -> _Plan:
+    """Districts, blocks and lots, on slightly bent coordinates."""
     bend = [9 * noise(rng, y.shape, 260, 5.0) for _ in range(2)]
     y, x = y + bend[0], x + bend[1]
     district, centres, edge = _districts(y, x, salt)
@@ -217,44 +225,38 @@ def _plan(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind, salt:
     n = len(centres)
     angle = rng.uniform(0, np.pi / 2, n)
     size = np.array([z.block for z in ZONES])[zone] * rng.uniform(0.88, 1.2, (n, 2))
-    lots = np.maximum(
-        1, np.array([z.lots for z in ZONES])[zone] + rng.integers(0, 2, (n, 2)) * (zone < MEADOW)[:, None]
-    )
-    width = np.array([z.street for z in ZONES])[zone]
+    lots = np.array([z.lots for z in ZONES])[zone] + rng.integers(0, 2, (n, 2)) * (zone < MEADOW)[:, None]
     cos, sin = (f(angle).astype(np.float32)[district] for f in (np.cos, np.sin))
     y, x = y - centres[district, 0], x - centres[district, 1]
-    gap = width.astype(np.float32)[district]
+    street = np.array([z.street for z in ZONES], np.float32)[zone][district]
     local, cells, number, extent, inside = [], [], [], [], []
     for axis, position in enumerate((cos * x + sin * y, cos * y - sin * x)):
         length = size[:, axis].astype(np.float32)[district]
         cell = np.floor(position / length)
-        within = position - cell * length - gap / 2
-        inner = length - gap
+        within = position - cell * length - street / 2
         count = lots[:, axis].astype(np.float32)[district]
-        place = np.clip(np.floor(within / inner * count), 0, count - 1)
-        extent.append(inner / count)
-        local.append(within - (place + 0.5) * inner / count)
-        inside.append(np.minimum(within, inner - within))
-        cells.append(cell.astype(np.int32))
+        lot_size = (length - street) / count
+        place = np.clip(np.floor(within / lot_size), 0, count - 1)
+        extent.append(lot_size)
+        local.append(within - (place + 0.5) * lot_size)
+        inside.append(np.minimum(within, length - street - within))
+        cells.append(cell.astype(np.int64))
         number.append(place.astype(np.int64))
-    depth = np.minimum(*inside)
-    street = np.clip(0.5 - depth, 0, 1) * (gap > 0)
+    depth = np.minimum(inside[0], inside[1])
     block = (district * 512 + cells[0] + 256) * 512 + cells[1] + 256
-    _, index, lot = np.unique(((block * 16 + number[0]) * 16 + number[1]), return_index=True, return_inverse=True)
-    block_hash = hashed(*(c.ravel()[index] for c in cells), salt + 7) + hashed(
-        district.ravel()[index], cells[0].ravel()[index], salt + 8
-    )
-    plan = _Plan(
-        lot.reshape(y.shape), index, block_hash % 1, local[0], local[1], (extent[0], extent[1]), street, depth,
-        zone[district],
+    key = (block * 16 + number[0]) * 16 + number[1]
+    _, first, lot = np.unique(key, return_index=True, return_inverse=True)
+    return _Plan(
+        lot=lot.reshape(y.shape), first=first, block_hash=hashed(block.ravel()[first], district.ravel()[first], salt),
+        along=local[0], up=local[1], size=(extent[0], extent[1]), street=np.clip(0.5 - depth, 0, 1) * (street > 0),
+        depth=depth, edge=edge, zone=zone[district],
     )  # fmt: skip
-    return plan, edge
 
 
 def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> tuple[Floats, Floats, Floats]:
     """Coverage of the river and of the lakes, and height of the ground above the river (metres)."""
     shape = y.shape
-    middle = np.array([y.mean(), x.mean()]) + rng.normal(0, 0.12 * min(shape), 2)
+    middle = np.array(shape) / 2 + rng.normal(0, 0.12 * min(shape), 2)
     angle = rng.uniform(0, np.pi)
     u = (np.cos(angle) * (x - middle[1]) + np.sin(angle) * (y - middle[0])).astype(np.float32)
     v = (np.cos(angle) * (y - middle[0]) - np.sin(angle) * (x - middle[1])).astype(np.float32)
@@ -268,10 +270,9 @@ def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> t
     half_width = rng.uniform(7, 15) if kind == "city" else rng.uniform(8, 17)
     has_river = kind == "flood" or rng.random() < 0.6
     river = np.clip(half_width + 1.2 * rough - np.abs(distance), 0, 1) if has_river else np.zeros_like(u)
-    if kind == "flood":
-        level = np.quantile(low, rng.uniform(0.06, 0.15))
-    else:
-        level = np.quantile(low, rng.uniform(0.01, 0.05)) if rng.random() < 0.6 else -np.inf
+    has_lakes = kind == "flood" or rng.random() < 0.6
+    share = rng.uniform(0.06, 0.15) if kind == "flood" else rng.uniform(0.01, 0.05)
+    level = float(np.quantile(low, share)) if has_lakes else -np.inf
     lake = np.clip((level - low) * 14, 0, 1)
     bank = np.abs(distance) - half_width
     # The flood must not be readable from the map of the river: one bank is often higher (a dyke), and low ground
@@ -281,7 +282,7 @@ def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> t
     return river.astype(np.float32), lake.astype(np.float32), above.astype(np.float32)
 
 
-def _flood(rng: np.random.Generator, above: Floats, dry: NDArray[np.bool_], scene: tuple[slice, slice]) -> Floats:
+def _flood(rng: np.random.Generator, above: Floats, dry: Bools, scene: tuple[slice, slice]) -> Floats:
     """Depth of the flood in metres, 0 where there is none; it covers 12 to 30 % of the scene."""
     floor = np.where(dry, np.inf, above)
     level = np.quantile(floor[scene], rng.uniform(0.13, 0.30))
@@ -292,27 +293,6 @@ def _flood(rng: np.random.Generator, above: Floats, dry: NDArray[np.bool_], scen
     return np.where(wet, np.maximum(level - above, 0.01), 0).astype(np.float32)
 
 
-def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Floats:
-    """Reflectance of the roofs, (N, 4)."""
-    palette = np.array([
-        [0.055, 0.080, 0.165, 0.23],  # red tiles
-        [0.085, 0.095, 0.105, 0.13],  # slate, bitumen
-        [0.180, 0.195, 0.205, 0.22],  # concrete, gravel
-        [0.360, 0.380, 0.390, 0.40],  # white membrane
-        [0.170, 0.150, 0.105, 0.15],  # blue sheet metal
-        [0.090, 0.115, 0.155, 0.20],  # brown tiles
-    ])  # fmt: skip
-    share = {
-        CORE: (0.45, 0.2, 0.2, 0.05, 0.0, 0.1),
-        SLABS: (0.15, 0.3, 0.35, 0.15, 0.0, 0.05),
-        HOUSES: (0.5, 0.2, 0.08, 0.02, 0.0, 0.2),
-        INDUSTRY: (0.0, 0.15, 0.3, 0.35, 0.2, 0.0),
-    }
-    shares = np.cumsum([share.get(z, (1, 0, 0, 0, 0, 0)) for z in range(len(ZONES))], axis=1)
-    choice = np.minimum((rng.random((len(zone), 1)) > shares[zone]).sum(axis=1), len(palette) - 1)
-    return (palette[choice] * rng.normal(1, 0.14, (len(zone), 1)).clip(0.6, 1.5)).astype(np.float32)
-
-
 def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[float, float]) -> dict[str, Floats]:
     """Bare reflectance and backscatter of each lot, and how green it is on both dates (``season``: day of the year)."""
     n = len(zone)
@@ -321,10 +301,10 @@ def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[fl
         [0.105, 0.140, 0.185, 0.26],  # sand, stubble
         [0.045, 0.065, 0.085, 0.13],  # dark, moist soil
         [0.115, 0.125, 0.130, 0.15],  # gravel, asphalt
-        [0.210, 0.230, 0.245, 0.27],  # concrete
+        [0.165, 0.180, 0.192, 0.22],  # concrete
     ])  # fmt: skip
     paved = rng.random(n) < np.array([z.paved for z in ZONES])[zone]
-    choice = np.where(paved, rng.choice([3, 3, 4], n), rng.choice([0, 0, 1, 2], n))
+    choice = np.where(paved, rng.choice([3, 3, 3, 4], n), rng.choice([0, 0, 1, 2], n))
     # Winter crops are greenest in May, summer crops in July; grass stays green, less so in winter and in drought.
     peak, width = rng.choice([135, 145, 205, 215], n), rng.uniform(30, 48, n)
     crop = [np.exp(-(((day - peak) / width) ** 2)) for day in season]
@@ -349,7 +329,7 @@ def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[fl
 
 def _states(
     rng: np.random.Generator, area: Floats, block: Floats, scene_px: int, kind: SceneKind
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[Bools, Bools]:
     """Which buildings stand before and after; lots of one block tend to share their fate."""
     n = len(area)
     if kind == "flood":
@@ -372,7 +352,7 @@ def _states(
 def _buildings(rng: np.random.Generator, plan: _Plan, zone: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
     """Half sizes, offsets and heights per lot, and the coverage of all buildings."""
     n = len(zone)
-    lot_size = np.stack([extent.ravel()[plan.index] for extent in plan.size], axis=1)
+    lot_size = np.stack([extent.ravel()[plan.first] for extent in plan.size], axis=1)
     low, high = (np.array([[axis[i] for axis in z.half] for z in ZONES]) for i in (0, 1))
     share = low[zone] + (high - low)[zone] * rng.random((n, 2))
     tower = (zone == SLABS) & (rng.random(n) < 0.16)
@@ -395,6 +375,38 @@ def _buildings(rng: np.random.Generator, plan: _Plan, zone: NDArray[np.int64]) -
     return half, shift, height.astype(np.float32), np.clip(0.5 - outside, 0, 1).astype(np.float32)
 
 
+def _water_and_roads(
+    plan: _Plan, river: Floats, lake: Floats, pond: Bools, kind: SceneKind
+) -> tuple[Floats, Floats, Floats]:
+    """Coverage of water, of streets and of arterial roads, which alone cross rivers."""
+    ponds = pond[plan.lot]
+    water = np.maximum(np.maximum(river, lake), np.clip(plan.border() - 1.5, 0, 1) * ponds)
+    arterial = np.clip((2.9 if kind == "city" else 1.9) - plan.edge, 0, 1) * (1 - np.clip(lake + ponds, 0, 1))
+    number, _ = ndimage.label((arterial > 0) & (river > 0))
+    sunk = np.bincount(number.ravel()) > 260  # a road in the river bed, not a bridge over it
+    sunk[0] = False
+    street = plan.street * (1 - water) * (plan.edge > 1)
+    return water.astype(np.float32), street.astype(np.float32), (arterial * ~sunk[number]).astype(np.float32)
+
+
+def _whole(plan: _Plan, footprint: Floats, half: Floats, water: Floats) -> Floats:
+    """Drop the buildings that an arterial road cuts in half or that would stand in the water."""
+    zone = plan.zone.ravel()[plan.first]
+    footprint = footprint * (plan.edge > 4.2)
+    least = np.where(zone == CORE, 40, np.minimum(2.2 * half[:, 0] * half[:, 1], 60)).clip(9)
+    wet = plan.per_lot(footprint * (ndimage.maximum_filter(water, 5) > 0)) > 0
+    stays = (plan.per_lot(footprint) >= least) & ~wet
+    return (footprint * stays[plan.lot]).astype(np.float32)
+
+
+def _across(plan: _Plan, half: Floats, shift: Floats) -> Floats:
+    """Position across the ridge of the roof, -1 to 1."""
+    lengthwise = (half[:, 0] > half[:, 1])[plan.lot]
+    offset = np.where(lengthwise, plan.up - shift[:, 1][plan.lot], plan.along - shift[:, 0][plan.lot])
+    across = offset / np.maximum(half.min(axis=1), 1)[plan.lot]
+    return np.where(plan.zone == CORE, 1 - 2 * np.clip(plan.depth / CORE_DEPTH, 0, 1), across).astype(np.float32)
+
+
 def _trees(
     plan: _Plan, lots: Lots, y: Floats, x: Floats, clump: Floats, free: Floats, salt: int
 ) -> tuple[Floats, Floats]:
@@ -405,8 +417,7 @@ def _trees(
     wild = (plan.zone == MEADOW) | (plan.zone == FOREST)
     density = np.where(wild, density * np.clip(1.15 + 1.6 * clump, 0, 1) + 0.5 * (clump > 1.3), density)
     # Hedges follow some field edges.
-    edge = np.minimum(plan.size[0] / 2 - np.abs(plan.along), plan.size[1] / 2 - np.abs(plan.up))
-    density = np.where((edge < 1.6) & lots.hedge[plan.lot], 0.75, density)
+    density = np.where((plan.border() < 1.6) & lots.hedge[plan.lot], 0.75, density)
     dome = np.maximum(dome * (chance < density), other * (other_chance < density))
     closed = np.clip((density - 0.9) * 12, 0, 1)
     crown = np.maximum(np.clip(dome * 2.2, 0, 1), closed) * free
@@ -432,59 +443,36 @@ def build_world(
     """
     salt = int(rng.integers(1 << 20))
     y, x = (np.broadcast_to(a, shape).astype(np.float32) for a in np.ogrid[: shape[0], : shape[1]])
-    scene = tuple(slice(margin_px, n - margin_px) for n in shape)
-    plan, edge = _plan(rng, y, x, kind, salt)
-    river, lake, above = _water(rng, y, x, kind)
-    clump = noise(rng, shape, 26, 3.6)
-    zone = plan.zone.ravel()[plan.index]
+    inner = (slice(margin_px, shape[0] - margin_px), slice(margin_px, shape[1] - margin_px))
+    plan = _plan(rng, y, x, kind, salt)
+    zone = plan.zone.ravel()[plan.first]
     n = len(zone)
-    half, shift, height, footprint = _buildings(rng, plan, zone)
+    river, lake, above = _water(rng, y, x, kind)
     pond = (zone == FIELDS) & (rng.random(n) < (0.13 if kind == "flood" else 0.04))
-    border = np.minimum(plan.size[0] / 2 - np.abs(plan.along), plan.size[1] / 2 - np.abs(plan.up))
-    water = np.maximum(np.maximum(river, lake), np.clip(border - 1.5, 0, 1) * pond[plan.lot])
-
-    arterial = np.clip((2.9 if kind == "city" else 1.9) - edge, 0, 1)
-    arterial *= 1 - np.clip(lake + pond[plan.lot], 0, 1)
-    number, _ = ndimage.label((arterial > 0) & (river > 0))
-    along_river = np.bincount(number.ravel()) > 260  # a road in the river bed, not a bridge over it
-    along_river[0] = False
-    arterial *= ~along_river[number]
-    street = plan.street * (1 - water) * (edge > 1)
-
-    footprint = footprint * (edge > 4.2)
-    area = np.bincount(plan.lot.ravel(), footprint.ravel(), n)
-    whole = np.where(zone == CORE, 40, np.minimum(2.2 * half[:, 0] * half[:, 1], 60)).clip(9)
-    near_water = ndimage.maximum_filter(water, 5) > 0
-    drowned = np.bincount(plan.lot.ravel(), (footprint * near_water).ravel(), n) > 0
-    gone = (area < whole) | drowned
-    footprint = (footprint * ~gone[plan.lot]).astype(np.float32)
-    inner = np.bincount(plan.lot[scene].ravel(), (footprint[scene] > 0.5).ravel(), n).astype(np.float32)
-    scene_px = (shape[0] - 2 * margin_px) * (shape[1] - 2 * margin_px)
-    before, after = _states(rng, inner, plan.block_hash, scene_px, kind)
-
+    water, street, arterial = _water_and_roads(plan, river, lake, pond, kind)
+    half, shift, height, footprint = _buildings(rng, plan, zone)
+    footprint = _whole(plan, footprint, half, water)
+    scene = np.zeros(shape, bool)
+    scene[inner] = True
+    before, after = _states(rng, plan.per_lot((footprint > 0.5) & scene), plan.block_hash, int(scene.sum()), kind)
     lots = Lots(
-        zone=zone, half=half, shift=shift, height_m=height, roof=_roofs(rng, zone), pond=pond,
+        zone=zone, half=half, height_m=height, pond=pond, built_before=before, built_after=after,
         gable=np.isin(zone, (HOUSES, CORE)) | ((zone == SLABS) & (rng.random(n) < 0.3)),
         tree_density=(np.array([z.trees for z in ZONES])[zone] * rng.uniform(0.5, 1.4, n)).astype(np.float32),
-        hedge=(zone == FIELDS) & (rng.random(n) < 0.3),
-        built_before=before, built_after=after, **_grounds(rng, zone, season),
+        hedge=(zone == FIELDS) & (rng.random(n) < 0.3), **_grounds(rng, zone, season),
     )  # fmt: skip
     free = (1 - np.maximum(water, np.maximum(street, arterial))) * (ndimage.maximum_filter(footprint, 3) < 0.5)
-    crown, tree_m = _trees(plan, lots, y, x, clump, free, salt + 20)
+    crown, tree_m = _trees(plan, lots, y, x, noise(rng, shape, 26, 3.6), free, salt + 20)
     flood_m = np.zeros(shape, np.float32)
     if kind == "flood":
         # Villages stand on higher ground: water reaches their edges, rarely their streets.
         village = ndimage.gaussian_filter(np.isin(plan.zone, (HOUSES, INDUSTRY)).astype(np.float32), 6)
         dry = (water > 0) | (arterial > 0) | (footprint > 0.5)
-        flood_m = _flood(rng, above + 2.2 * village, dry, scene)
-    ridge = np.where(half[:, 0] > half[:, 1], 1, 0)[plan.lot]
-    offset = np.where(ridge, plan.up - shift[:, 1][plan.lot], plan.along - shift[:, 0][plan.lot])
-    across = offset / np.maximum(np.minimum(half[:, 0], half[:, 1]), 1)[plan.lot]
-    across = np.where(plan.zone == CORE, 1 - 2 * np.clip(plan.depth / CORE_DEPTH, 0, 1), across)
-    hills = 16 if kind == "flood" else 7
+        flood_m = _flood(rng, above + 2.2 * village, dry, inner)
+    hills_m = 16 if kind == "flood" else 7
     return World(
-        lot=plan.lot, lots=lots, across=across.astype(np.float32), stripe=plan.up, footprint=footprint,
-        street=street.astype(np.float32), arterial=arterial.astype(np.float32), crown=crown, tree_m=tree_m,
-        water=water.astype(np.float32), flood_m=flood_m, terrain_m=hills * noise(rng, shape, 190, 5.0),
-        moist=np.clip(0.5 + 0.8 * noise(rng, shape, 120, 4.0), 0, 1).astype(np.float32),
+        lot=plan.lot, lots=lots, across=_across(plan, half, shift), stripe=plan.up, footprint=footprint, street=street,
+        arterial=arterial, crown=crown, tree_m=tree_m, water=water, flood_m=flood_m,
+        terrain_m=hills_m * noise(rng, shape, 190, 5.0),
+        moist=np.clip(0.5 + 0.8 * noise(rng, shape, 120, 4.0), 0, 1),
     )  # fmt: skip
