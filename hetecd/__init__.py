@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from hetecd.convert import convert as convert
     from hetecd.evaluate import evaluate as evaluate
     from hetecd.model import HeteCD as HeteCD
+    from hetecd.pair import open_pair as open_pair
     from hetecd.predict import predict_scene as predict_scene
-    from hetecd.raster import open_pair as open_pair
     from hetecd.train import fit as fit
     from hetecd.weights import load as load
     from hetecd.weights import predictor as predictor
 
 _HOME = {
     "HeteCD": "model", "ModelConfig": "config", "TrainConfig": "config", "convert": "convert", "evaluate": "evaluate",
-    "fit": "train", "load": "weights", "open_pair": "raster", "predict_scene": "predict", "predictor": "weights",
+    "fit": "train", "load": "weights", "open_pair": "pair", "predict_scene": "predict", "predictor": "weights",
 }  # fmt: skip
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

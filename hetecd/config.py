@@ -91,7 +91,7 @@ class TrainConfig:
         lr_power: learning rate falls as (1 - step / steps) ** lr_power.
         clip: largest gradient norm; 0 = no clipping.
         seed: of weights, order, augmentation and dropout.
-        precision: "32" or "bf16" (autocast).
+        precision: "f32" or "bf16" (autocast).
         workers: processes that read tiles; 0 reads in the main process.
         ce_weights: class weights of the cross entropy (unchanged, changed).
         val_ce_weights: the same for the validation loss.
@@ -132,7 +132,7 @@ class TrainConfig:
     lr_power: float = 1.0
     clip: float = 1.0
     seed: int = 0
-    precision: Literal["32", "bf16"] = "32"
+    precision: Literal["f32", "bf16"] = "f32"
     workers: int = 0
     ce_weights: tuple[float, float] = (1.0, 1.0)
     val_ce_weights: tuple[float, float] = (1.0, 1.0)
@@ -165,12 +165,12 @@ class TrainConfig:
 
 
 # Set from the data, never by a recipe.
-_FROM_DATA = ("optical_channels", "sar_channels")
+FROM_DATA = ("optical_channels", "sar_channels")
 
 
 def recipe_keys() -> list[str]:
     """Names that a recipe may set."""
-    return [f.name for cls in (ModelConfig, TrainConfig) for f in fields(cls) if f.name not in _FROM_DATA]
+    return [f.name for cls in (ModelConfig, TrainConfig) for f in fields(cls) if f.name not in FROM_DATA]
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:

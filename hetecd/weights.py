@@ -123,18 +123,23 @@ def load(path: Path | str) -> HeteCD:
 Predictor = Callable[[Floats, Floats], Floats]
 
 
-def predictor(model: HeteCD, info: ModelInfo, device: str = "cpu", bf16: bool = False) -> Predictor:
+def predictor(model: HeteCD, device: str = "cpu", bf16: bool = False) -> Predictor:
     """A function from raw images to the probability of change.
 
     Args:
-        model: the network; moved to the device.
-        info: its contract.
+        model: a loaded network, or any that has its ``info`` set; moved to the device.
         device: where to compute.
         bf16: compute in bfloat16 (autocast).
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid.
+
+    Raises:
+        CheckpointError: the network has no ``info``.
     """
+    info = model.info
+    if info is None:
+        raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
     model = model.eval().to(device)
 
     def predict(optical: Floats, sar: Floats) -> Floats:

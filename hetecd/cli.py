@@ -1,0 +1,276 @@
+"""The command line: one short function per verb, no logic.
+
+Heavy imports happen inside the verb that needs them, so that ``hetecd --help`` answers at once.
+"""
+
+import dataclasses
+import logging
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+import hetecd
+from hetecd.config import FROM_DATA, ModelConfig, Role, TrainConfig, read_recipe
+from hetecd.errors import CheckpointError, ConfigError, HetecdError, InputError
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the return value is the exit code: 0, 1 = it said why, 2 = usage, 130 = interrupted."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hetecd").setLevel(logging.INFO)
+    parsers = _parsers()
+    words = _underscores(sys.argv[1:] if argv is None else argv)
+    args = parsers[""].parse_args(words)
+    if args.verb is None:
+        parsers[""].print_help()
+        return 2
+    try:
+        if args.verb == "train":
+            _apply_recipe(parsers["train"], args.train.recipe)
+            args = parsers[""].parse_args(words)
+        VERBS[args.verb](args[args.verb])
+    except HetecdError as error:
+        return _fail(str(error), args.debug)
+    except KeyboardInterrupt:
+        print("hetecd: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except OSError as error:  # a disk that fills up inside a library
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; free some space or choose another folder", args.debug)
+    return 0
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        raise  # noqa: PLE0704 - the exception being handled
+    print(f"hetecd: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def train(args: Namespace) -> None:
+    """Train a network by a recipe."""
+    from hetecd.train import Hardware, fit
+
+    model, config = (_fill(cls, args) for cls in (ModelConfig, TrainConfig))
+    best = fit(args.data, args.out, model, config, args.resume, _fill(Hardware, args))
+    print(f"best checkpoint: {best}")
+
+
+def evaluate(args: Namespace) -> None:
+    """Score a checkpoint on labelled tiles."""
+    from hetecd.evaluate import evaluate as score
+    from hetecd.evaluate import table
+
+    predictor, info = _predictor(args.checkpoint, args)
+    result = score(predictor, info, args.data, args.split, args.out, args.ignore_255, args.batch, sys.stderr.isatty())
+    print(table(result))
+    if args.out:
+        print(f"written: {args.out}/metrics.json, {args.out}/tiles.png")
+
+
+def predict(args: Namespace) -> None:
+    """Map a pair of rasters, or two folders of tiles."""
+    from hetecd.folders import match_tiles
+    from hetecd.pair import open_pair
+    from hetecd.predict import predict_folder, predict_scene
+
+    predictor, info = _predictor(args.weights, args)
+    before_is: Role = args.before_is or info.before_is
+    threshold = info.threshold if args.threshold is None else args.threshold
+    if Path(args.before).is_dir() != Path(args.after).is_dir():
+        raise InputError(f"{args.before} and {args.after}: found a folder and a file, expected two of a kind")
+    if Path(args.before).is_dir():
+        summary = predict_folder(
+            match_tiles(args.before, args.after), predictor, args.out, info.optical, info.sar, before_is, threshold,
+            args.tile, args.overlap, args.batch,
+        )  # fmt: skip
+        print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
+    else:
+        about = {"weights": Path(args.weights or DEFAULT_WEIGHTS).name, "hetecd": hetecd.__version__}
+        with open_pair(args.before, args.after, before_is, info.optical, info.sar) as pair:
+            summary = predict_scene(
+                pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, metadata=about
+            )
+        print(
+            f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed, {summary.polygons} polygons, "
+            f"{summary.changed_area_m2 / 1e4:.1f} ha"
+        )
+    print(f"written: {args.out}")
+
+
+def distances(args: Namespace) -> None:
+    """Measure how far apart the features of the two branches are."""
+    from hetecd.distances import compare, table
+    from hetecd.weights import load
+
+    before = load(args.before) if args.before else None
+    print(table(compare(load(args.checkpoint), before, args.data, args.split, args.out)))
+    if args.out:
+        print(f"written: {args.out}/distances.csv, {args.out}/densities.png")
+
+
+def convert(args: Namespace) -> None:
+    """Turn published weights into ours."""
+    from hetecd.convert import convert as run
+
+    print(run(args.published, args.out))
+
+
+def synth(args: Namespace) -> None:
+    """Make synthetic scenes."""
+    from hetecd.synth import write_pair, write_tiles
+
+    if args.what == "scene":
+        print("\n".join(str(path) for path in write_pair(args.out, args.seed, args.size, args.size, args.kind)))
+        return
+    seeds = range(args.seed, args.seed + args.scenes)
+    names = write_tiles(args.out, args.split, seeds, args.tile, kind=None if args.kind == "both" else args.kind)
+    print(f"{len(names)} tiles in {Path(args.out) / args.split}")
+
+
+VERBS: dict[str, Callable[[Namespace], None]] = {
+    "train": train, "evaluate": evaluate, "predict": predict, "distances": distances, "convert": convert,
+    "synth": synth,
+}  # fmt: skip
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parsers() -> dict[str, ArgumentParser]:
+    """The parser under "", and one per verb."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    top = ArgumentParser(prog="hetecd", description=hetecd.__doc__.split("\n")[0], version=hetecd.__version__)
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subcommands(required=False, dest="verb")
+    parsers = {"": top}
+    for name, run in VERBS.items():
+        parsers[name] = ArgumentParser(description=run.__doc__)
+        globals()[f"_{name}_arguments"](parsers[name])
+        verbs.add_subcommand(name, parsers[name], help=(run.__doc__ or "").rstrip("."))
+    return parsers
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", type=str, help="YAML file, such as recipes/default.yaml; every key is a flag too")
+    parser.add_argument("--data", type=str, required=True, help="folder of tiles")
+    parser.add_argument("--out", "-o", type=str, required=True, help="folder for checkpoints and logs")
+    parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch in --out")
+    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ...")
+    parser.add_argument("--devices", type=int, default=0, help="per machine; 0 = all")
+    parser.add_argument("--nodes", type=int, default=1, help="number of machines")
+    parser.add_argument("--strategy", type=str, default="auto", help="such as ddp, as Lightning names it")
+    _recipe_arguments(parser)
+
+
+def _recipe_arguments(parser: ArgumentParser) -> None:
+    parser.add_class_arguments(ModelConfig, skip=set(FROM_DATA))
+    parser.add_class_arguments(TrainConfig)
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", nargs="?", type=str, help="default: the weights that come with hetecd")
+    parser.add_argument("--data", type=str, required=True, help="folder of tiles")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test")
+    parser.add_argument("--out", "-o", type=str, help="folder for metrics.json and tiles.png")
+    parser.add_argument("--ignore_255", type=bool | None, default=None, help="labels {0, 1, 255}: 255 does not count")
+    parser.add_argument("--batch", type=int, default=8, help="tiles at a time")
+    _device_arguments(parser)
+
+
+def _predict_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of tiles")
+    parser.add_argument("after", type=str, help="raster of the later date, or a folder of tiles")
+    parser.add_argument("--out", "-o", type=str, required=True, help="folder for the results")
+    parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
+    parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
+    parser.add_argument("--threshold", type=float | None, help="probability of a change; default: the checkpoint's")
+    parser.add_argument("--tile", type=int, default=512, help="edge of a window, px")
+    parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
+    parser.add_argument("--batch", type=int, default=4, help="windows at a time")
+    _device_arguments(parser)
+
+
+def _distances_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="the network after alignment")
+    parser.add_argument("--before", type=str, help="checkpoint to compare with; default: its own initial weights")
+    parser.add_argument("--data", type=str, required=True, help="folder of tiles")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test")
+    parser.add_argument("--out", "-o", type=str, help="folder for distances.csv and densities.png")
+
+
+def _convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("published", type=str, help="HeteCD checkpoint, MiT (SegFormer, Hugging Face) or PVTv2 (timm)")
+    parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
+
+
+def _synth_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", type=Literal["scene", "tiles"], help="one georeferenced scene, or tiles for training")
+    parser.add_argument("--out", "-o", type=str, required=True, help="folder")
+    parser.add_argument("--kind", type=Literal["city", "flood", "both"], default="flood", help="both: tiles only")
+    parser.add_argument("--seed", type=int, default=0, help="of the scene, or of the first of several")
+    parser.add_argument("--size", type=int, default=1024, help="edge of a scene, px of 3 m")
+    parser.add_argument("--split", type=str, default="train", help="part of the data set")
+    parser.add_argument("--scenes", type=int, default=8, help="scenes to cut into tiles")
+    parser.add_argument("--tile", type=int, default=128, help="edge of a tile, px")
+
+
+def _device_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", type=Literal["auto", "f32", "bf16"], default="auto", help="auto: bf16 on a GPU")
+
+
+def _underscores(words: Sequence[str]) -> list[str]:
+    """--before-is and --before_is are the same flag."""
+    out = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        out.append(flag.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word)
+    return out
+
+
+def _apply_recipe(parser: ArgumentParser, path: str) -> None:
+    """Make a recipe's values the defaults of the flags.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, or a value of the wrong type or out of range.
+    """
+    checker = ArgumentParser(exit_on_error=False)
+    _recipe_arguments(checker)
+    try:
+        values = vars(checker.parse_object(read_recipe(path)))
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    parser.set_defaults(values)
+
+
+def _fill(cls: Any, args: Namespace) -> Any:
+    """A dataclass from the arguments of its fields' names."""
+    return cls(**{f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if f.name not in FROM_DATA})
+
+
+def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
+    """Predictor and description of a checkpoint, by default the one that comes with the package."""
+    import torch
+
+    from hetecd.weights import load, predictor
+
+    if checkpoint is None and not DEFAULT_WEIGHTS.is_file():
+        raise CheckpointError("weights: this version comes without any; name a checkpoint")
+    net = load(checkpoint or DEFAULT_WEIGHTS)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and device != "cpu")
+    return predictor(net, device, bf16), net.info
+
+
+if __name__ == "__main__":
+    sys.exit(main())
