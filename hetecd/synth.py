@@ -224,7 +224,7 @@ def write_tiles(
     """Cut scenes into tiles for training: ``root/split/{A,B,label}/NAME.tif``.
 
     A holds the optical image (before), B the SAR image (after), label 0 or 255. Tiles of one scene are consecutive
-    in name.
+    in name, scenes are in the order of their seeds.
 
     Args:
         root: folder of the data set.
@@ -260,7 +260,7 @@ def write_tiles(
         for row in range(scene_px // tile_px):
             for col in range(scene_px // tile_px):
                 window = Window(row * tile_px, col * tile_px, tile_px, tile_px)
-                names.append(f"{chosen}_{seed:05d}_{row:02d}_{col:02d}")
+                names.append(f"{seed:05d}_{chosen}_{row:02d}_{col:02d}")
                 part = (..., slice(window.row, window.row + tile_px), slice(window.col, window.col + tile_px))
                 for folder, image, nodata in zip(folders, images, (0, np.nan, None), strict=True):
                     write_raster(folder / f"{names[-1]}.tif", image[part], scene.grid.window(window), nodata)

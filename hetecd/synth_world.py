@@ -122,8 +122,9 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, pow
     """Fractal noise of mean 0 and standard deviation 1; ``scale_px`` is the size of its largest patches."""
     rows, cols = (fft.next_fast_len(n, real=True) for n in shape)
     spectrum = fft.rfft2(rng.standard_normal((rows, cols), dtype=np.float32))
-    squared = fft.fftfreq(rows)[:, None] ** 2 + fft.rfftfreq(cols)[None] ** 2
-    spectrum *= ((squared + (0.5 / scale_px) ** 2) ** (-power / 4)).astype(np.float32)
+    f_row, f_col = fft.fftfreq(rows).astype(np.float32), fft.rfftfreq(cols).astype(np.float32)
+    squared = f_row[:, None] ** 2 + f_col[None] ** 2
+    spectrum *= (squared + np.float32((0.5 / scale_px) ** 2)) ** np.float32(-power / 4)
     field = fft.irfft2(spectrum, s=(rows, cols))[: shape[0], : shape[1]]
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
