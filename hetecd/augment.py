@@ -115,12 +115,18 @@ def _blur(image: Tensor, sigma_px: float) -> Tensor:
     """Gaussian blur of (C, H, W), edges repeated; the released recipe's "radius" is this standard deviation."""
     if sigma_px < 0.1:  # the neighbours' weight is below 1e-20
         return image
-    reach = max(1, math.ceil(3 * sigma_px))
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma_px) ** 2)
-    weights /= weights.sum()
-    x = F.pad(image[:, None], (reach,) * 4, mode="replicate")
-    x = F.conv2d(x, weights.view(1, 1, 1, -1))
-    return F.conv2d(x, weights.view(1, 1, -1, 1))[:, 0]
+    reach = math.ceil(3 * sigma_px)
+    weights = torch.exp(-0.5 * (torch.arange(reach + 1) / sigma_px) ** 2)
+    side = (weights / (2 * weights.sum() - 1)).tolist()
+    # Sums of shifted copies: for kernels this short several times faster than a convolution on a CPU.
+    for axis, pad in ((1, (0, 0, reach, reach)), (2, (reach, reach, 0, 0))):
+        size = image.shape[axis]
+        x = F.pad(image[None], pad, mode="replicate")[0]
+        image = x.narrow(axis, reach, size) * side[0]
+        for shift in range(1, reach + 1):
+            image.add_(x.narrow(axis, reach - shift, size), alpha=side[shift])
+            image.add_(x.narrow(axis, reach + shift, size), alpha=side[shift])
+    return image
 
 
 def _jitter(

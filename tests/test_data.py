@@ -260,6 +260,8 @@ def test_items_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     other_seed = TileDataset(files, replace(config, seed=1), RGB, GREY, augment)
     assert not torch.equal(first["optical"], one[(2, 2)]["optical"])
     assert not torch.equal(first["optical"], other_seed[(1, 2)]["optical"])
+    twice = TileDataset([files[0], files[0]], config, RGB, GREY, augment)
+    assert not torch.equal(twice[(0, 0)]["optical"], twice[(0, 1)]["optical"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -299,6 +301,8 @@ def test_crop_shows_the_same_place_and_pads_small_tiles(tmp_path: Path) -> None:
         corners.add((int(row[0, 0]), int(col[0, 0])))
     assert len(corners) > 20
     assert max(r for r, _ in corners) <= 28
+    nearly_whole = TileDataset([files], replace(still, tile_px=59), RGB, GREY, augment)
+    assert {int((255 * nearly_whole[(e, 0)]["optical"][0, 0, 0]).round()) for e in range(20)} == {0, 1}
     padded = TileDataset([files], replace(still, tile_px=64), RGB, GREY, augment)[(0, 0)]
     assert padded["label"].shape == (64, 64)
     assert (padded["label"][60:] == 255).all()
@@ -317,10 +321,12 @@ def test_collate_pads_to_the_largest(tmp_path: Path) -> None:
     assert batch["index"].dtype == torch.int64
 
 
-def test_cache_keeps_to_its_budget(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cache_keeps_to_its_budget(tmp_path: Path, workers: int) -> None:
     files = make_split(tmp_path, 3)
     one = 40 * 40 * 5
-    data = TileDataset(files, TrainConfig(), RGB, GREY, cache_bytes=2 * one + 1)
+    config = TrainConfig(workers=workers)  # the budget is shared by the workers
+    data = TileDataset(files, config, RGB, GREY, cache_bytes=workers * (2 * one + 1))
     first = [data[i]["optical"] for i in range(3)]
     for path in (files[0].before, files[2].before):
         path.unlink()
