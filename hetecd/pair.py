@@ -41,8 +41,6 @@ from hetecd.tiles import Window
 
 # GDAL approximates a warp by straight pieces off by up to 1/8 of a pixel unless told otherwise; 1/100 costs nothing.
 WARP_TOLERANCE_PX = 0.01
-# Without it a window is warped by itself, with other roundings and approximations than the same part of the whole.
-WHOLE_BLOCKS = {"GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO"}
 
 
 class Pair:
@@ -129,8 +127,7 @@ def open_pair(
 
 def _reader(dataset: Any, numbers: Sequence[int], path: Path | str) -> Callable[[Window], tuple[Floats, Bools]]:
     def read(window: Window) -> tuple[Floats, Bools]:
-        with rasterio.Env(**WHOLE_BLOCKS):
-            array, valid = read_valid(dataset, numbers, window, path)
+        array, valid = read_valid(dataset, numbers, window, path)
         return to_float32(array, valid), valid
 
     return read

@@ -25,13 +25,20 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
-from rasterio.transform import Affine, array_bounds
+from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
+
+READING = {  # in force both when a file is opened and when it is read
+    # Otherwise a window read through a warp is warped by itself, rounded otherwise than the same part of the whole.
+    "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
+    # Otherwise the missing end of a truncated PNG is whatever stood in memory, without an error.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top of the box around the grid, in units of the CRS."""
-        left, bottom, right, top = array_bounds(self.height, self.width, self.transform)
-        return left, bottom, right, top
+        x, y = self.transform @ (np.array([0, self.width, 0, self.width]), np.array([0, 0, self.height, self.height]))
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
     @property
     def res(self) -> tuple[float, float]:
@@ -125,7 +132,7 @@ def open_raster(path: Path | str) -> Iterator[Any]:
         found = "a folder" if os.path.isdir(name) else "no such file"
         raise InputError(f"{name}: found {found}, expected a raster; check the path")
     try:
-        with warnings.catch_warnings():
+        with rasterio.Env(**READING), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
             dataset = rasterio.open(name)
     except (RasterioError, OSError) as error:
@@ -175,13 +182,14 @@ def read_valid(
     )
     distinct = sorted(set(numbers))
     try:
-        array = dataset.read(distinct, window=part)
-        valid = np.ones(array.shape[1:], bool)
-        for mask_of in _mask_bands(dataset, distinct):
-            valid &= dataset.read_masks(mask_of, window=part) != 0
-        alpha = alpha_band(dataset)
-        if alpha and alpha not in distinct:
-            valid &= dataset.read(alpha, window=part) != 0
+        with rasterio.Env(**READING):
+            array = dataset.read(distinct, window=part)
+            valid = np.ones(array.shape[1:], bool)
+            for mask_of in _mask_bands(dataset, distinct):
+                valid &= dataset.read_masks(mask_of, window=part) != 0
+            alpha = alpha_band(dataset)
+            if alpha and alpha not in distinct:
+                valid &= dataset.read(alpha, window=part) != 0
     except (RasterioError, OSError) as error:
         raise InputError(
             f"{path}: cannot read its pixels ({one_line(error)}); the file seems truncated or damaged"
@@ -256,10 +264,12 @@ def writing(path: Path | str) -> Iterator[None]:
     """Turn what the system or GDAL complains of while writing ``path`` into OutputError."""
     try:
         yield
-    except (OSError, RasterioError, CPLE_BaseError) as error:
+    except (OSError, RasterioError, CPLE_BaseError, SystemError) as error:  # SystemError: GDAL failed without a word
         if isinstance(error, OutputError):
             raise
         reason = getattr(error, "strerror", None) or one_line(error)
+        if isinstance(error, SystemError):
+            reason = "GDAL failed and gives no reason; a limit on files or disk?"
         raise OutputError(f"{path}: cannot write it ({reason}); free space or choose another folder") from error
 
 

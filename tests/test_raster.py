@@ -1,0 +1,375 @@
+import errno
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+
+from hetecd.errors import InputError, OutputError
+from hetecd.raster import Grid, publish, read_raster, staging, write_cog, write_raster
+from hetecd.tiles import Window
+
+UTM = CRS.from_epsg(32633)
+ROTATED = Affine.translation(500_000, 5_000_000) @ Affine.rotation(25) @ Affine.scale(3, -2)
+
+
+def grid(height, width, transform=ROTATED, crs=UTM):
+    return Grid(crs, transform, height, width)
+
+
+def noise(shape, dtype, seed=0):
+    high = 200 if dtype == "uint8" else 9000
+    return np.random.default_rng(seed).integers(1, high, shape).astype(dtype)
+
+
+def test_grid_of_a_window_keeps_the_ground_under_every_pixel():
+    whole = grid(50, 70)
+    part = whole.window(Window(11, 23, 20, 30))
+    assert part.shape == (20, 30)
+    assert part.crs == UTM
+    np.testing.assert_allclose(part.transform @ (4.5, 6.5), whole.transform @ (27.5, 17.5))
+
+
+def test_grid_resolution_and_bounds():
+    assert grid(50, 70).res == pytest.approx((3, 2))
+    straight = grid(50, 70, Affine(3, 0, 100, 0, -2, 900))
+    assert straight.bounds == (100, 800, 310, 900)
+    left, bottom, right, top = grid(50, 70).bounds
+    corners = [ROTATED @ at for at in ((0, 0), (70, 0), (0, 50), (70, 50))]
+    np.testing.assert_allclose(
+        (left, bottom, right, top), (*np.min(corners, axis=0), *np.max(corners, axis=0)), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 13])
+def test_what_is_written_is_read(tmp_path, dtype, count):
+    image = noise((count, 40, 60), dtype)
+    write_raster(tmp_path / "x.tif", image, grid(40, 60))
+    raster = read_raster(tmp_path / "x.tif")
+    assert raster.array.dtype == dtype
+    assert np.array_equal(raster.array, image)
+    assert raster.valid.all()
+    assert raster.grid == grid(40, 60)
+    assert os.listdir(tmp_path) == ["x.tif"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint8", 0), ("uint16", 65535), ("float32", -9999.0), ("float32", np.nan)]
+)
+def test_nodata_value(tmp_path, dtype, nodata):
+    image = noise((2, 30, 40), dtype)
+    image[:, :5] = nodata
+    image[1, 20, 20] = nodata  # one band is enough: its value cannot be used
+    write_raster(tmp_path / "x.tif", image, grid(30, 40), nodata=nodata)
+    raster = read_raster(tmp_path / "x.tif", float32=True)
+    expected = np.ones((30, 40), bool)
+    expected[:5] = expected[20, 20] = False
+    assert np.array_equal(raster.valid, expected)
+    assert np.isnan(raster.array[:, ~expected]).all()
+    assert np.array_equal(raster.array[:, expected], image[:, expected].astype(np.float32))
+    assert read_raster(tmp_path / "x.tif", (1,)).valid[20, 20]
+
+
+def test_not_finite_is_invalid_without_being_declared(tmp_path):
+    image = noise((1, 30, 40), "float32")
+    image[0, 3, 4], image[0, 5, 6] = np.nan, np.inf
+    write_raster(tmp_path / "x.tif", image, grid(30, 40), nodata=-1)
+    raster = read_raster(tmp_path / "x.tif")
+    assert (~raster.valid).sum() == 2
+    assert not raster.valid[3, 4]
+    assert not raster.valid[5, 6]
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_mask_band_with_and_without_nodata(tmp_path, nodata):
+    image = noise((3, 30, 40), "uint8")
+    image[image == 7] = 8
+    image[:, 9, 9] = 7
+    mask = np.full((30, 40), 255, np.uint8)
+    mask[10:15, 20:] = 0
+    profile = {"driver": "GTiff", "count": 3, "height": 30, "width": 40, "dtype": "uint8", "nodata": nodata}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(tmp_path / "x.tif", "w", crs=UTM, transform=ROTATED, **profile) as dataset,
+    ):
+        dataset.write(image)
+        dataset.write_mask(mask)
+    expected = mask > 0
+    expected[9, 9] = nodata is None
+    assert np.array_equal(read_raster(tmp_path / "x.tif").valid, expected)
+
+
+def test_alpha_masks_and_is_no_data_band(tmp_path):
+    image = noise((4, 30, 40), "uint8")
+    image[3] = 255
+    image[3, :, 30:] = 0
+    Image.fromarray(np.moveaxis(image, 0, -1)).save(tmp_path / "x.png")
+    raster = read_raster(tmp_path / "x.png")
+    assert np.array_equal(raster.array, image[:3])
+    assert np.array_equal(raster.valid, image[3] > 0)
+
+
+def test_near_infrared_that_gdal_calls_alpha_is_data_when_asked_for(tmp_path):
+    image = noise((4, 30, 40), "uint8")
+    image[3, 2, 2] = 0
+    with rasterio.open(tmp_path / "x.tif", "w", driver="GTiff", count=4, height=30, width=40, dtype="uint8", crs=UTM,
+                       transform=ROTATED) as dataset:  # fmt: skip
+        dataset.write(image)
+        assert dataset.colorinterp[3] == ColorInterp.alpha
+    raster = read_raster(tmp_path / "x.tif", (4, 3, 2, 1))
+    assert np.array_equal(raster.array, image[::-1])
+    assert raster.valid.all()
+    assert not read_raster(tmp_path / "x.tif").valid[2, 2]
+
+
+def test_four_bands_are_not_written_as_alpha(tmp_path):
+    image = noise((4, 30, 40), "uint8")
+    image[3, 2, 2] = 0
+    write_raster(tmp_path / "x.tif", image, grid(30, 40))
+    assert np.array_equal(read_raster(tmp_path / "x.tif").array, image)
+    assert read_raster(tmp_path / "x.tif").valid.all()
+
+
+def test_bands_in_any_order_and_repeated(tmp_path):
+    image = noise((3, 30, 40), "uint16")
+    write_raster(tmp_path / "x.tif", image, grid(30, 40))
+    assert np.array_equal(read_raster(tmp_path / "x.tif", (3, 1, 1, 2)).array, image[[2, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_tiles_without_georeference(tmp_path, suffix, recwarn):
+    image = np.full((30, 40, 3), 90, np.uint8)
+    Image.fromarray(image).save(tmp_path / f"x.{suffix}")
+    raster = read_raster(tmp_path / f"x.{suffix}")
+    assert raster.array.shape == (3, 30, 40)
+    assert np.abs(raster.array.astype(int) - 90).max() <= 2
+    assert raster.grid == Grid(None, Affine.identity(), 30, 40)
+    assert not recwarn.list
+
+
+def test_png_is_written_plain(tmp_path):
+    label = (noise((30, 40), "uint8") > 100) * np.uint8(255)
+    write_raster(tmp_path / "x.png", label, grid(30, 40))
+    write_raster(tmp_path / "y.png", label > 0, grid(30, 40))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), label)
+    assert sorted(os.listdir(tmp_path)) == ["x.png", "y.png"]
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(InputError, match="no such file") as error:
+        read_raster(tmp_path / "nowhere.tif")
+    assert "nowhere.tif" in one_line(error)
+    with pytest.raises(InputError, match="a folder"):
+        read_raster(tmp_path)
+
+
+def test_not_a_raster(tmp_path):
+    (tmp_path / "x.tif").write_text("not a raster")
+    with pytest.raises(InputError, match=re.escape("x.tif")) as error:
+        read_raster(tmp_path / "x.tif")
+    one_line(error)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
+def test_truncated_file(tmp_path, suffix, share):
+    image = np.random.default_rng(0).integers(0, 255, (100, 120, 3)).astype(np.uint8)
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "tif":
+        write_raster(path, np.moveaxis(image, -1, 0), grid(100, 120))
+    else:
+        Image.fromarray(image).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError) as error:
+        read_raster(path)
+    assert str(path) in one_line(error)
+
+
+def test_band_that_is_not_there(tmp_path):
+    write_raster(tmp_path / "x.tif", noise((2, 30, 40), "uint8"), grid(30, 40))
+    for bands in ((3,), (0,), (1, 2, 3)):
+        with pytest.raises(InputError, match="found 2 bands") as error:
+            read_raster(tmp_path / "x.tif", bands)
+        one_line(error)
+
+
+def test_complex_pixels_are_refused(tmp_path):
+    profile = {"driver": "GTiff", "count": 1, "height": 30, "width": 40, "dtype": "complex64"}
+    with rasterio.open(tmp_path / "x.tif", "w", crs=UTM, transform=ROTATED, **profile) as dataset:
+        dataset.write(np.ones((1, 30, 40), np.complex64))
+    with pytest.raises(InputError, match="complex"):
+        read_raster(tmp_path / "x.tif")
+
+
+def test_array_that_does_not_fit(tmp_path):
+    with pytest.raises(InputError, match="expected"):
+        write_raster(tmp_path / "x.tif", np.zeros((30, 41), np.uint8), grid(30, 40))
+    with pytest.raises(InputError, match="PNG cannot hold"):
+        write_raster(tmp_path / "x.png", np.zeros((1, 30, 40), np.float32), grid(30, 40))
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot write") as error:
+            write_raster(folder / "x.tif", np.zeros((30, 40), np.uint8), grid(30, 40))
+        one_line(error)
+        with pytest.raises(OutputError, match="cannot write"), write_cog(folder / "x.tif", grid(30, 40), "uint8", 255):
+            pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_staging_leaves_nothing_behind(tmp_path):
+    def fail(error):
+        with staging(tmp_path / "a" / "b") as folder:
+            (folder / "x").write_text("half")
+            raise error
+
+    for error in (KeyboardInterrupt(), InputError("no")):
+        with pytest.raises(type(error)):
+            fail(error)
+        assert os.listdir(tmp_path) == []
+    with staging(tmp_path / "a" / "b") as folder:
+        (folder / "x").write_text("whole")
+        publish([folder / "x"], tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == ["x"]
+
+
+def test_a_failed_write_keeps_the_older_file(tmp_path):
+    write_raster(tmp_path / "x.tif", np.ones((30, 40), np.uint8), grid(30, 40))
+
+    def interrupted():
+        with write_cog(tmp_path / "x.tif", grid(30, 40), "uint8", 255) as write:
+            write(np.zeros((10, 40), np.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == ["x.tif"]
+    assert (read_raster(tmp_path / "x.tif").array == 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "nodata", "overviews"), [("uint8", 255, "mode"), ("float32", np.nan, "average")])
+def test_cog(tmp_path, dtype, nodata, overviews):
+    where = grid(1100, 700)
+    image = np.random.default_rng(0).integers(0, 2, where.shape).astype(dtype)
+    image[:300] = nodata
+    with write_cog(tmp_path / "x.tif", where, dtype, nodata, overviews, {"threshold": "0.5"}) as write:
+        for first in range(0, 1100, 333):
+            write(image[first : first + 333])
+    assert os.listdir(tmp_path) == ["x.tif"]
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.block_shapes == [(512, 512)]
+        assert dataset.overviews(1) == [2, 4]
+        assert dataset.tags()["threshold"] == "0.5"
+        assert dataset.crs == UTM
+        assert dataset.transform.almost_equals(ROTATED, 1e-12)
+        np.testing.assert_equal(dataset.nodata, nodata)
+        assert np.array_equal(dataset.read(1), image, equal_nan=True)
+        small = dataset.read(1, out_shape=(275, 175))
+        assert np.array_equal(small[:70], np.full((70, 175), nodata, dtype), equal_nan=True)
+        assert np.isin(small, (0, 1, 255)).all() or dtype == "float32"
+    # The directory of every resolution stands before any pixel, so a few range reads show a scene.
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        offsets = [int(dataset.get_tag_item("IFD_OFFSET", "TIFF", bidx=1, ovr=level)) for level in (None, 0, 1)]
+        first_pixels = int(dataset.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+    assert offsets == sorted(offsets)
+    assert max(offsets) < first_pixels
+
+
+def test_too_few_rows_are_noticed(tmp_path):
+    with pytest.raises(ValueError, match="10 rows"), write_cog(tmp_path / "x.tif", grid(30, 40), "uint8", 255) as write:
+        write(np.zeros((10, 40), np.uint8))
+    assert os.listdir(tmp_path) == []
+
+
+FILL_THE_DISK = """
+    import resource, sys
+    import numpy as np
+    from rasterio.transform import Affine
+    from hetecd.errors import OutputError
+    from hetecd.raster import Grid, write_cog, write_raster
+    how, folder = sys.argv[1:]
+    side = 700
+    grid = Grid(None, Affine.scale(2), side, side)
+    image = np.random.default_rng(0).random((side, side)).astype(np.float32)
+    if how.startswith("limit"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(how[5:]), int(how[5:])))
+    for kind in ("cog", "plain"):
+        try:
+            if kind == "plain":
+                write_raster(folder + "/x.tif", image, grid)
+            else:
+                with write_cog(folder + "/x.tif", grid, "float32", float("nan")) as write:
+                    for first in range(0, side, 100):
+                        write(image[first : first + 100])
+            print(kind, "written")
+        except OutputError as error:
+            assert chr(10) not in str(error)
+            print(kind, "refused", error)
+"""
+
+
+def fill_the_disk(how: str, folder: Path) -> list[str]:
+    command = [sys.executable, "-c", textwrap.dedent(FILL_THE_DISK), how, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+# 700 x 700 random floats are about 1.77 MB as they come and 2.1 MB as a COG, made from 1.73 MB of rows.
+@pytest.mark.parametrize("limit", [0, 300_000, 1_750_000, 1_900_000])
+def test_largest_file_size_reached(tmp_path, limit):
+    lines = fill_the_disk(f"limit{limit}", tmp_path)
+    assert [line.split()[1] for line in lines] == ["refused", "refused" if limit < 1_800_000 else "written"], lines
+    assert os.strerror(errno.EFBIG) in lines[1] or limit > 1_800_000
+    assert os.listdir(tmp_path) == ([] if limit < 1_800_000 else ["x.tif"])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """Mounts a small file system of a given size; only root may."""
+    mounted = []
+
+    def mount(size):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path], check=False,
+                              capture_output=True)  # fmt: skip
+        if done.returncode:
+            pytest.skip("needs the right to mount a tmpfs")
+        mounted.append(tmp_path)
+        return tmp_path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+@pytest.mark.parametrize("size", ["100k", "1m", "2m", "4m", "5m"])
+def test_disk_full(tiny_disk, size):
+    disk = tiny_disk(size)
+    lines = fill_the_disk("disk", disk)
+    done = [line.split()[1] for line in lines]
+    assert len(done) == 2, lines
+    assert set(done) <= {"refused", "written"}
+    assert done[0] == "refused" or size == "5m"
+    assert os.listdir(disk) == (["x.tif"] if "written" in done else [])

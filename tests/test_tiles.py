@@ -1,0 +1,169 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetecd.errors import InputError
+from hetecd.tiles import Stitcher, Window, blend_weights, shares, windows
+
+
+@st.composite
+def layouts(draw):
+    tile_px = draw(st.integers(1, 40))
+    return draw(st.integers(1, 120)), draw(st.integers(1, 120)), tile_px, draw(st.integers(0, tile_px - 1))
+
+
+def part(image, window):
+    return image[window.row : window.row + window.height, window.col : window.col + window.width]
+
+
+def stitch(layout, value_of, keep=lambda window: True):
+    """Run all windows through a Stitcher; every row must come exactly once, from top to bottom."""
+    height, width, _, _ = layout
+    stitcher = Stitcher(*layout)
+    blocks = []
+
+    def take(rows):
+        for first, block in rows:
+            assert first == sum(map(len, blocks))
+            blocks.append(block)
+
+    for window in windows(*layout):
+        if keep(window):
+            take(stitcher.add(window, value_of(window)))
+    take(stitcher.finish())
+    image = np.concatenate(blocks)
+    assert image.shape == (height, width)
+    return image
+
+
+@settings(deadline=None)
+@given(layouts())
+def test_windows_cover_the_scene_with_one_size_and_the_overlap(layout):
+    height, width, tile_px, overlap_px = layout
+    found = windows(*layout)
+    count = np.zeros((height, width), int)
+    for window in found:
+        assert (window.height, window.width) == (min(tile_px, height), min(tile_px, width))
+        assert window.row >= 0
+        assert window.col >= 0
+        part(count, window)[...] += 1
+    assert count.min() >= 1
+    assert count.shape == (height, width)
+    assert found == sorted(found, key=lambda w: (w.row, w.col))
+    assert len(set(found)) == len(found)
+    for axis in ("row", "col"):
+        positions = sorted({getattr(window, axis) for window in found})
+        assert all(b - a <= tile_px - overlap_px for a, b in pairwise(positions))
+
+
+@settings(deadline=None)
+@given(layouts())
+def test_every_pixel_is_taken_up_by_some_window(layout):
+    length, _, tile_px, overlap_px = layout
+    taken = np.zeros(length, bool)
+    for start, share in shares(length, tile_px, overlap_px).items():
+        assert ((share >= 0) & (share <= 1)).all()
+        # What comes first must come whole: there is nothing yet to mix it with.
+        assert (share[~taken[start : start + len(share)]] % 1 == 0).all()
+        taken[start : start + len(share)] |= share > 0
+    assert taken.all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.integers(0, 2**32 - 1))
+def test_what_windows_agree_on_is_kept_to_the_last_bit(layout, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.random(layout[:2]).astype(np.float32)
+    image[rng.random(layout[:2]) < 0.1] = np.nan
+    assert np.array_equal(stitch(layout, lambda window: part(image, window)), image, equal_nan=True)
+    constant = np.float32(0.3)
+    assert (stitch(layout, lambda w: np.full((w.height, w.width), constant)) == constant).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.integers(0, 2**32 - 1))
+def test_a_blend_is_the_weighted_mean(layout, seed):
+    height, width, _, overlap_px = layout
+    rng = np.random.default_rng(seed)
+    values = {window: rng.random((window.height, window.width)).astype(np.float32) for window in windows(*layout)}
+    total, weight = np.zeros((height, width)), np.zeros((height, width))
+    for window, value in values.items():
+        edges = (
+            blend_weights(window.height, overlap_px, window.row == 0, window.row + window.height == height),
+            blend_weights(window.width, overlap_px, window.col == 0, window.col + window.width == width),
+        )
+        part(total, window)[...] += np.outer(*edges) * value
+        part(weight, window)[...] += np.outer(*edges)
+    assert weight.min() > 0
+    np.testing.assert_allclose(stitch(layout, values.get), total / weight, atol=1e-5)
+
+
+def test_neighbours_add_up_to_one_and_the_outer_quarter_counts_nothing():
+    before = blend_weights(64, 16, first=True, last=False)
+    after = blend_weights(64, 16, first=False, last=True)
+    np.testing.assert_allclose(before[-16:] + after[:16], 1, atol=1e-12)
+    assert (after[:4] == 0).all()
+    assert (after[12:] == 1).all()
+    assert (before[:-12] == 1).all()
+
+
+def test_rubbish_near_window_borders_does_not_show():
+    layout = (150, 210, 64, 24)  # 24 / 4 = 6 pixels of every inner border count nothing
+
+    def bad_near_borders(window):
+        value = np.full((window.height, window.width), 0.25, np.float32)
+        rows, cols = np.indices(value.shape)
+        near = np.zeros(value.shape, bool)
+        near |= (rows < 6) & (window.row > 0)
+        near |= (rows >= window.height - 6) & (window.row + window.height < 150)
+        near |= (cols < 6) & (window.col > 0)
+        near |= (cols >= window.width - 6) & (window.col + window.width < 210)
+        value[near] = np.nan
+        return value
+
+    assert (stitch(layout, bad_near_borders) == np.float32(0.25)).all()
+
+
+def test_a_seam_is_no_step():
+    layout = (64, 200, 64, 32)
+    image = stitch(layout, lambda w: np.full((w.height, w.width), float(w.col > 60), np.float32))
+    assert np.abs(np.diff(image, axis=1)).max() < 0.11  # the values differ by 1 over a ramp of 16 pixels
+    assert (np.diff(image[0]) >= 0).all()
+
+
+def test_windows_left_out_are_nan():
+    layout = (300, 90, 32, 8)
+    valid = np.zeros((300, 90), bool)
+    valid[130:140, 10:70] = True
+    valid[20, 5] = True
+    image = np.where(valid, np.float32(0.5), np.float32(np.nan))
+    found = stitch(layout, lambda w: part(image, w), keep=lambda w: part(valid, w).any())
+    assert np.array_equal(found, image, equal_nan=True)
+    assert np.isnan(stitch(layout, None, keep=lambda w: False)).all()
+
+
+def test_stitcher_keeps_two_strips_only():
+    stitcher = Stitcher(10_000_000, 100, 64, 16)
+    assert stitcher._strip.nbytes + stitcher._joined.nbytes == 2 * 64 * 100 * 4
+
+
+@pytest.mark.parametrize(("tile_px", "overlap_px"), [(0, 0), (-3, 0), (32, 32), (32, 40), (32, -1)])
+def test_bad_layout_is_refused(tile_px, overlap_px):
+    with pytest.raises(InputError, match="expected"):
+        windows(100, 100, tile_px, overlap_px)
+    with pytest.raises(InputError, match="expected"):
+        Stitcher(100, 100, tile_px, overlap_px)
+
+
+def test_stitcher_refuses_foreign_windows():
+    stitcher = Stitcher(100, 100, 32, 8)
+    with pytest.raises(ValueError, match="not one of"):
+        list(stitcher.add(Window(1, 0, 32, 32), np.zeros((32, 32), np.float32)))
+    with pytest.raises(ValueError, match="shape"):
+        list(stitcher.add(Window(0, 0, 32, 32), np.zeros((32, 31), np.float32)))
+    list(stitcher.add(Window(24, 0, 32, 32), np.zeros((32, 32), np.float32)))
+    with pytest.raises(ValueError, match="out of order"):
+        list(stitcher.add(Window(0, 24, 32, 32), np.zeros((32, 32), np.float32)))
