@@ -16,13 +16,13 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.transform import from_origin
+from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject, transform_bounds
 from scipy import ndimage
 
 from hetecd.errors import InputError, OutputError
 from hetecd.raster import Grid, write_raster
-from hetecd.synth_render import View, cars, render_optical, render_sar, ships, speckle
+from hetecd.synth_render import View, cars, direction, render_optical, render_sar, ships, speckle
 from hetecd.synth_world import PIXEL_M, Cover, Floats, SceneKind, World, build_world, noise
 from hetecd.tiles import Window
 
@@ -105,7 +105,7 @@ def make_scene(
     sar = render_sar(world, view, rngs[4], traffic[1])
     cloud = np.zeros(shape, np.float32)
     if clouds:
-        optical, cloud = _clouds(optical, rngs[5])
+        optical, cloud = _clouds(optical, view, rngs[5])
     kinds = _kinds(world, view, traffic, cloud)
 
     inner = tuple(slice(MARGIN_PX, MARGIN_PX + n) for n in (height_px, width_px))
@@ -151,7 +151,7 @@ def _draw_view(rng: np.random.Generator, looks: float, jitter_px: float) -> View
     return View(
         sun_azimuth_deg=rng.uniform(125, 215),
         sun_elevation_deg=max(float(noon + rng.uniform(-6, 4)), 26.0),
-        look_azimuth_deg=look,
+        look_azimuth_deg=float(look),
         incidence_deg=rng.uniform(31, 44),
         looks=looks,
         day_before=day_before,
@@ -163,7 +163,7 @@ def _draw_view(rng: np.random.Generator, looks: float, jitter_px: float) -> View
 def _grid(seed: int, height_px: int, width_px: int) -> Grid:
     """A place in UTM zone 33 that depends on the seed, so that scenes do not lie on each other."""
     east, north = 300_000 + 6_000 * (seed % 60), 5_200_000 + 6_000 * (seed // 60 % 100)
-    return Grid(CRS.from_epsg(32633), from_origin(east, north, PIXEL_M, PIXEL_M), height_px, width_px)
+    return Grid(CRS.from_epsg(32633), Affine(PIXEL_M, 0, east, 0, -PIXEL_M, north), height_px, width_px)
 
 
 def _kinds(world: World, view: View, traffic: list[Floats], cloud: Floats) -> NDArray[np.uint8]:
@@ -187,12 +187,13 @@ def _kinds(world: World, view: View, traffic: list[Floats], cloud: Floats) -> ND
     return kinds
 
 
-def _clouds(optical: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _clouds(optical: Floats, view: View, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Cumulus over 3 to 12 % of the scene and its shadow; also their coverage (H, W)."""
     shape = optical.shape[1:]
     puff = noise(rng, shape, 60, 3.6)
     opacity = np.clip((puff - np.quantile(puff, 1 - rng.uniform(0.03, 0.12))) * 2.2, 0, 1)
-    away = rng.uniform(25, 40, 2) * (-1, 1)
+    opacity = ndimage.gaussian_filter(opacity, 0.8)
+    away = rng.uniform(30, 50) * np.array(direction(view.sun_azimuth_deg + 180))
     shadow = ndimage.gaussian_filter(ndimage.shift(opacity, away, order=0), 2)
     bright = np.array([0.62, 0.60, 0.59, 0.61], np.float32)[:, None, None] * (1 + 0.05 * puff)
     optical = optical * (1 - 0.62 * shadow)
@@ -290,7 +291,8 @@ def write_pair(
     """Write one scene the way two data providers would deliver it.
 
     ``optical.tif`` and ``label.tif`` (0 or 255) lie in UTM at 3 m. ``sar.tif`` lies in geographic coordinates, with
-    pixels of about 2.5 m, reaches further on two sides, ends earlier on one, and is NaN around its rotated footprint.
+    pixels of about 2.5 m, reaches further on three sides, ends earlier in the west, and is NaN around its rotated
+    footprint.
 
     Args:
         folder: made if needed; files of these names are replaced.
@@ -318,11 +320,11 @@ def write_pair(
     optical = scene.optical[inner].copy()
     if wedges:
         optical[:, ~_footprint(rng, grid.shape)] = 0
-    # The western edge of the optical image stays without SAR.
-    sar = scene.sar[0].copy()
-    sar[:, : around + width_px // 16] = np.nan
+    start = around + width_px // 16  # the western edge of the optical image stays without SAR
+    sar = scene.sar[0, :, start:].copy()
     sar[~_footprint(rng, sar.shape)] = np.nan
-    sar, sar_grid = _to_degrees(sar, scene.grid, pixel_m=2.5)
+    swath = scene.grid.window(Window(0, start, *sar.shape))
+    sar, sar_grid = _to_degrees(sar, swath, pixel_m=2.5)
     _make_folder(folder)
     files = PairFiles(folder / "optical.tif", folder / "sar.tif", folder / "label.tif")
     write_raster(files.optical, optical, grid, nodata=0)
@@ -338,7 +340,7 @@ def _to_degrees(image: Floats, grid: Grid, pixel_m: float) -> tuple[Floats, Grid
     dy = pixel_m / 111_320
     dx = dy / np.cos(np.deg2rad((bottom + top) / 2))
     height, width = int((top - bottom) / dy), int((right - left) / dx)
-    target = Grid(crs, from_origin(left, top, dx, dy), height, width)
+    target = Grid(crs, Affine(dx, 0, left, 0, -dy, top), height, width)
     out = np.full((height, width), np.nan, np.float32)
     reproject(
         image, out, src_transform=grid.transform, src_crs=grid.crs, src_nodata=np.nan, dst_transform=target.transform,

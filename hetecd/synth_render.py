@@ -101,7 +101,7 @@ def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Floats:
         CORE: (0.45, 0.2, 0.2, 0.05, 0.0, 0.1),
         SLABS: (0.15, 0.3, 0.35, 0.15, 0.0, 0.05),
         HOUSES: (0.5, 0.2, 0.08, 0.02, 0.0, 0.2),
-        INDUSTRY: (0.0, 0.15, 0.3, 0.35, 0.2, 0.0),
+        INDUSTRY: (0.0, 0.2, 0.35, 0.35, 0.1, 0.0),
     }
     shares = np.cumsum([share.get(z, (1, 0, 0, 0, 0, 0)) for z in range(len(ZONES))], axis=1)
     choice = np.minimum((rng.random((len(zone), 1)) > shares[zone]).sum(axis=1), len(palette) - 1)
