@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,7 +257,7 @@ def write_tiles(
         scene = make_scene(
             seed, scene_px, scene_px, chosen, looks=looks, jitter_px=jitter_px, clouds=clouds, wedges=wedges
         )
-        images = (scene.optical, scene.sar, scene.label * np.uint8(255))
+        images: tuple[NDArray[Any], ...] = (scene.optical, scene.sar, scene.label * np.uint8(255))
         for row in range(scene_px // tile_px):
             for col in range(scene_px // tile_px):
                 window = Window(row * tile_px, col * tile_px, tile_px, tile_px)
