@@ -17,7 +17,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
@@ -118,9 +118,14 @@ def open_pair(
         if _same_pixels(grid, sar_grid, optical_path, sar_path):
             read_sar = _reader(sar_data, sar.bands, sar_path)
         else:
-            _check_overlap(grid, sar_grid, optical_path, sar_path)
             distinct = sorted(set(sar.bands))
-            warped = stack.enter_context(_warp(stack, sar_data, distinct, grid, sar_path))
+            try:
+                _check_overlap(grid, sar_grid, optical_path, sar_path)
+                warped = stack.enter_context(_warp(stack, sar_data, distinct, grid))
+            except (RasterioError, CPLE_BaseError, CRSError) as error:
+                raise InputError(
+                    f"{sar_path}: cannot be brought to the CRS of {optical_path} ({one_line(error)}); check both CRS"
+                ) from error
             read_sar = _reader(warped, tuple(distinct.index(band) + 1 for band in sar.bands), sar_path)
         yield Pair(grid, optical_path, sar_path, _reader(optical_data, optical.bands, optical_path), read_sar)
 
@@ -183,7 +188,7 @@ def _box(grid: Grid) -> str:
     return f"[{', '.join(f'{v:.7g}' for v in grid.bounds)}] in {grid.crs}"
 
 
-def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid, path: Path | str) -> Any:
+def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid) -> Any:
     """Virtual dataset of the bands on the grid, float32 with NaN as nodata.
 
     Every way to mark invalid pixels becomes NaN first, in a virtual float32 copy: the warp knows one way only.
@@ -197,23 +202,20 @@ def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid, pa
     extras = {}
     if np.isfinite(scale).all():
         extras = {"XSCALE": repr(min(1.0, float(scale[0]))), "YSCALE": repr(min(1.0, float(scale[1])))}
-    try:
-        source = stack.enter_context(rasterio.open(_float_copy(dataset, numbers)))
-        return WarpedVRT(
-            source,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            resampling=Resampling.bilinear,
-            tolerance=WARP_TOLERANCE_PX,
-            nodata=float("nan"),
-            dtype="float32",
-            UNIFIED_SRC_NODATA="NO",  # a band is interpolated from its own valid pixels
-            **extras,
-        )
-    except (RasterioError, CPLE_BaseError) as error:
-        raise InputError(f"{path}: cannot be warped to {grid.crs} ({one_line(error)}); check its CRS") from error
+    source = stack.enter_context(rasterio.open(_float_copy(dataset, numbers)))
+    return WarpedVRT(
+        source,
+        crs=grid.crs,
+        transform=grid.transform,
+        height=grid.height,
+        width=grid.width,
+        resampling=Resampling.bilinear,
+        tolerance=WARP_TOLERANCE_PX,
+        nodata=float("nan"),
+        dtype="float32",
+        UNIFIED_SRC_NODATA="NO",  # a band is interpolated from its own valid pixels
+        **extras,
+    )
 
 
 def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:

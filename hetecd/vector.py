@@ -8,6 +8,7 @@ import numpy as np
 import pyogrio
 import shapely
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.features import shapes
@@ -86,7 +87,7 @@ def area_m2(polygons: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
         (lon,), (lat,) = transform_points(grid.crs, CRS.from_epsg(4326), [x], [y])
         equal_area = CRS.from_string(f"+proj=laea +lat_0={lat!r} +lon_0={lon!r} +datum=WGS84 +units=m")
         xs, ys = transform_points(grid.crs, equal_area, points[:, 0], points[:, 1])
-    except (CRSError, RasterioError):  # a local CRS is tied to no place on earth
+    except (CRSError, RasterioError, CPLE_BaseError):  # a local CRS is tied to no place on earth
         return np.full(len(polygons), np.nan)
     return np.asarray(shapely.area(shapely.set_coordinates(pieces, np.column_stack([xs, ys]))), np.float64)
 
