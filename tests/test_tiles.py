@@ -146,7 +146,7 @@ def test_windows_left_out_are_nan():
 
 
 def test_stitcher_keeps_two_strips_only():
-    stitcher = Stitcher(10_000_000, 100, 64, 16)
+    stitcher = Stitcher(100_000, 100, 64, 16)
     assert stitcher._strip.nbytes + stitcher._joined.nbytes == 2 * 64 * 100 * 4
 
 
