@@ -333,14 +333,14 @@ def write_cog(
 ) -> Iterator[Callable[[NDArray[Any]], None]]:
     """Write one band row block by row block; at the end it becomes a Cloud Optimized GeoTIFF, whole or not at all.
 
-    Memory stays at the size of a row block. The finished file is read back and compared with what was written.
+    Memory stays at a row block. The finished file is read back and compared with what was written.
 
     Args:
         path: final name.
         grid: where the image lies.
         dtype: "uint8", "float32", ...
         nodata: value of invalid pixels, may be NaN.
-        overviews: how overviews are resampled, a name GDAL knows: "average", "mode", "nearest".
+        overviews: how overviews are resampled: "average", "mode", "nearest".
         tags: metadata of the file.
 
     Yields:
@@ -353,8 +353,7 @@ def write_cog(
     deflate = {"compress": "deflate", "bigtiff": "if_safer"}
     tiled = {"tiled": True, "blockxsize": 512, "blockysize": 512, "zlevel": 1}
     # Storing the bytes of neighbouring values apart makes floats much smaller; classes deflate best as they are.
-    smooth = np.dtype(dtype).kind == "f"
-    tiled["predictor"] = 3 if smooth else 1
+    tiled["predictor"] = 3 if (smooth := np.dtype(dtype).kind == "f") else 1
     size = {"count": 1, "height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
     sums: list[tuple[int, int]] = []  # of every block: rows, checksum
     with staging(path.parent) as folder, warnings.catch_warnings():
