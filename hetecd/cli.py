@@ -260,16 +260,12 @@ def _fill(cls: Any, args: Namespace) -> Any:
 
 def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
     """Predictor and description of a checkpoint, by default the one that comes with the package."""
-    import torch
-
     from hetecd.weights import load, predictor
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():
         raise CheckpointError("weights: this version comes without any; name a checkpoint")
     net = load(checkpoint or DEFAULT_WEIGHTS)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and device != "cpu")
-    return predictor(net, device, bf16), net.info
+    return predictor(net, args.device, args.precision), net.info
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ what is missing or too much is reported in the words of the file at hand.
 
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -206,17 +207,18 @@ def _read_pickle(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected published weights (.pth, .pt, .bin or .safetensors)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch would comment on the pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
         reason = " ".join(str(error).split())
-        code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand) ([\w.]+)", reason)
-        if isinstance(error, pickle.UnpicklingError) and (code or is_zipfile(path)):
-            asks = code.group(1) or code.group(2) if code else "unknown"
+        if isinstance(error, pickle.UnpicklingError) and (is_zipfile(path) or path.read_bytes()[:1] == pickle.PROTO):
+            code = re.search(r"GLOBAL ([\w.]+)", reason)
             raise CheckpointError(
-                f"{path}: refused, the file asks to run code ({asks}) instead of holding plain tensors; "
-                "get the weights as a state dict from a source you trust"
+                f"{path}: refused, this pickle is not plain tensors but asks to run code"
+                f"{f' ({code.group(1)})' if code else ''}; get the weights as a state dict from a source you trust"
             ) from error
-        raise CheckpointError(f"{path}: damaged or not a file of weights ({reason[:100]}); fetch it again") from error
+        raise CheckpointError(f"{path}: damaged or not a file of weights; fetch it again") from error
 
 
 def convert_hetecd(state: dict[str, Tensor], what: Path | str = "state dict") -> HeteCD:

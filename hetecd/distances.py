@@ -5,9 +5,7 @@ is the network with its initial weights (or any other checkpoint), "after" the c
 """
 
 import csv
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,9 @@ from torch import Tensor
 from hetecd.config import TrainConfig
 from hetecd.convert import load_encoder
 from hetecd.data import TileDataset, find_tiles
-from hetecd.errors import CheckpointError, OutputError
+from hetecd.errors import CheckpointError
 from hetecd.figures import density_figure
+from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
 
@@ -163,15 +162,8 @@ def table(results: dict[str, Distances]) -> str:
 
 
 def _write(out: Path, results: dict[str, Distances], curves: dict[str, dict[str, tuple[Values, Values]]]) -> None:
-    names: Sequence[str] = list(Distances.__dataclass_fields__)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        density_figure(curves, out / "densities.png", "Feature distributions of the two branches")
-        part = out / ".distances.csv.part"
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["features", *names])
-            writer.writerows([key, *(f"{getattr(d, n):.6g}" for n in names)] for key, d in results.items())
-        os.replace(part, out / "distances.csv")
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write ({error.strerror or error}); choose another folder") from error
+    density_figure(curves, out / "densities.png", "Feature distributions of the two branches")
+    with replacing(out / "distances.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["features", *Distances.__dataclass_fields__])
+        writer.writerows([key, *(f"{value:.6g}" for value in astuple(d))] for key, d in results.items())

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from tqdm import tqdm
 
 from hetecd.config import TrainConfig
 from hetecd.data import Tile, TileDataset, find_tiles
-from hetecd.errors import InputError, OutputError
+from hetecd.errors import InputError
 from hetecd.figures import tile_sheet
+from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.metrics import Confusion, confusion
 from hetecd.modality import Floats
@@ -86,19 +86,9 @@ def predict_tiles(predictor: Predictor, tiles: TileDataset, batch: int) -> Itera
 
 
 def _write(out: Path, result: dict[str, Any], rows: list[tuple[Tile, Floats]], info: ModelInfo) -> None:
-    part = out / ".metrics.json.part"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    tile_sheet(rows, info, out / "tiles.png")
+    with replacing(out / "metrics.json") as part:
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        tile_sheet(rows, info, out / "tiles.png")
-        os.replace(part, out / "metrics.json")
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot write the results ({error.strerror or error}); choose another folder"
-        ) from error
-    finally:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
 def table(result: dict[str, Any]) -> str:

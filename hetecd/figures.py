@@ -1,6 +1,5 @@
 """Pictures: sheets of tiles and curves. The only module that imports matplotlib."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from hetecd.config import IGNORE
 from hetecd.data import Tile
+from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.metrics import confusion
 from hetecd.modality import Floats
@@ -110,10 +110,10 @@ def density_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with replacing(path) as part:
         figure.savefig(part, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import logging
 import math
+import signal
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -101,15 +103,16 @@ def fit(
         model, config, info,
         TileDataset(train_files, config, optical, sar, augment), TileDataset(val_files, config, optical, sar),
     )  # fmt: skip
-    state = out / STATE
     trainer = _trainer(out, config, hardware)
     with warnings.catch_warnings():
         # Lightning recommends loader workers on two cores, where none is faster, and writes about its own internals.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        trainer.fit(training, ckpt_path=state if resume else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(training, ckpt_path=out / STATE if resume else None)
+        except SystemExit:  # what Lightning makes of Ctrl-C, after which it ignores the next one
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
     return out / BEST
 
 
@@ -126,14 +129,11 @@ class Training(pl.LightningModule):
         self.scores: dict[str, float] = {}
         self.best = -math.inf
 
-    # Everything random in an epoch depends on (seed, epoch, rank) only, so that a resumed training is the same one.
-    def on_train_epoch_start(self) -> None:
-        """Restart the source of dropout."""
-        key = (self.config.seed, self.current_epoch, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
+        # Dropout is a function of (seed, epoch, step, rank) alone, so that a resumed training is the same one.
+        key = (self.config.seed, self.current_epoch, index, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         logits, features = self.model(batch["optical"], batch["sar"], features=True)
         terms = self._terms(logits, features, batch["label"])
         loss = torch.stack(list(terms.values())).sum()
@@ -298,8 +298,6 @@ def _check_out(out: Path, resume: bool) -> None:
 
 
 def _trainer(out: Path, config: TrainConfig, hardware: Hardware) -> pl.Trainer:
-    import sys
-
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     terminal = sys.stderr.isatty()
     return pl.Trainer(

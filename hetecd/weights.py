@@ -4,9 +4,9 @@ The tensors are the network; the metadata is its :class:`hetecd.info.ModelInfo`.
 stranger's file is safe.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hetecd.config import ModelConfig
-from hetecd.errors import CheckpointError, OutputError
+from hetecd.errors import CheckpointError
+from hetecd.files import replacing
 from hetecd.info import ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats
 from hetecd.model import HeteCD
@@ -45,16 +46,11 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     Raises:
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot write ({error}); free some space or choose another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # how it words a full disk
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,13 +119,13 @@ def load(path: Path | str) -> HeteCD:
 Predictor = Callable[[Floats, Floats], Floats]
 
 
-def predictor(model: HeteCD, device: str = "cpu", bf16: bool = False) -> Predictor:
+def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto") -> Predictor:
     """A function from raw images to the probability of change.
 
     Args:
         model: a loaded network, or any that has its ``info`` set; moved to the device.
-        device: where to compute.
-        bf16: compute in bfloat16 (autocast).
+        device: where to compute; "auto" takes a GPU if there is one.
+        precision: "bf16" computes in bfloat16 (autocast); "auto" does so on a GPU.
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid.
@@ -140,10 +136,14 @@ def predictor(model: HeteCD, device: str = "cpu", bf16: bool = False) -> Predict
     info = model.info
     if info is None:
         raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.device(device).type
+    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
     model = model.eval().to(device)
 
     def predict(optical: Floats, sar: Floats) -> Floats:
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
             logits = model(
                 torch.from_numpy(info.optical.normalise(optical)).to(device),
                 torch.from_numpy(info.sar.normalise(sar)).to(device),

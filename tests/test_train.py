@@ -1,0 +1,220 @@
+"""Training learns, resumes exactly, and survives Ctrl-C and a full disk."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from safetensors.torch import load_file
+
+import hetecd
+from hetecd.config import ModelConfig, TrainConfig
+from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
+from hetecd.resume import SafetensorsIO
+from hetecd.train import Hardware, fca_weight, fit, lr_factor
+
+MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
+CPU = Hardware(accelerator="cpu", devices=1)
+
+
+def _config(**changes: object) -> TrainConfig:
+    settings: dict[str, object] = {"sar_db": True, "epochs": 2, "batch": 4, "val_fraction": 0.25, "seed": 5}
+    return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def _rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _equal(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="hetecd")
+    out = tmp_path / "run"
+    best = fit(tiles, out, MODEL, _config(gsd_m=3.0, data_licence="Apache-2.0"), hardware=CPU)
+    assert best == out / "best.safetensors"
+    assert {"best.safetensors", "last.safetensors", "state.safetensors", "log.csv", "tensorboard"} == {
+        path.name for path in out.iterdir()
+    }
+    assert "held out" in caplog.text
+    assert "epoch 2/2" in caplog.text
+    rows = _rows(out)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"loss", "loss_ce", "loss_dice", "loss_fca", "val_loss", "val_iou", "lr", "seconds"} <= rows[0].keys()
+    info = hetecd.load(best).info
+    assert info is not None
+    assert (info.optical.bands, info.sar.bands, info.sar.db) == ((1, 2, 3, 4), (1,), True)
+    assert (info.sar.gsd_m, info.licence, info.recipe["epochs"]) == (3.0, "Apache-2.0", 2)
+    assert info.scores["epoch"] in (0, 1)
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """A change that both dates tell together, and neither alone: the XOR of two checkered images."""
+    import numpy as np
+
+    from hetecd.raster import Grid, write_raster
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for i in range(count):
+            before, after = (np.kron(rng.integers(0, 2, (4, 4)), np.ones((16, 16))).astype(np.uint8) for _ in range(2))
+            for folder, image in (("A", before * 200), ("B", after * 200), ("label", (before ^ after) * 255)):
+                write_raster(tmp_path / split / folder / f"{i}.png", image, Grid(None, None, 64, 64))
+    config = TrainConfig(epochs=40, batch=4, lr=2e-3, scale=1.0, fca_weight=0.0, normalise="uint8")
+    model = ModelConfig(encoder="mit_b0", width=16, attention="rescaled", dropout=0, drop_path=0, decoder_dropout=0)
+    out = tmp_path / "run"
+    fit(tmp_path, out, model, config, hardware=CPU)
+    rows = _rows(out)
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert max(float(row["val_iou"] or 0) for row in rows) > 0.8
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiles: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(tiles, tmp_path / name, MODEL, _config(epochs=1, seed=seed), hardware=CPU)
+    assert _equal(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+    assert not _equal(tmp_path / "a" / "last.safetensors", tmp_path / "c" / "last.safetensors")
+
+
+def test_ctrl_c_leaves_the_last_good_checkpoint_and_resume_continues_exactly(tiles: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ["--data", str(tiles), "--epochs", "4", "--batch", "4", "--sar-db", "true", "--seed", "5", "--workers", "0",
+             "--width", "8", "--val-fraction", "0.25", "--precision", "f32", "--accelerator", "cpu"]  # fmt: skip
+    command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([*command, "-o", str(cut)], stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (cut / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+    assert said.splitlines()[-1] == "hetecd: interrupted; what was finished is kept"
+    done = len(_rows(cut))
+    assert 1 <= done < 4
+    hetecd.load(cut / "best.safetensors")
+    for out, resume in ((cut, ["--resume"]), (whole, [])):
+        subprocess.run([*command, "-o", str(out), *resume], check=True, env=environment, capture_output=True)
+    assert [row["epoch"] for row in _rows(cut)] == ["0", "1", "2", "3"]
+    for name in ("last.safetensors", "best.safetensors"):
+        assert _equal(cut / name, whole / name)
+    for column in ("loss", "val_iou", "lr"):
+        assert [row[column] for row in _rows(cut)] == [row[column] for row in _rows(whole)]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    tiles: Path, tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    fit(tiles, tmp_path / "probe", MODEL, _config(epochs=1), hardware=CPU)
+    size = sum(path.stat().st_size for path in (tmp_path / "probe").rglob("*.safetensors"))
+    # Room for all files once, but not for the new state beside the old one.
+    disk = small_disk(f"{int(size * 1.2)}")
+    with pytest.raises(OutputError, match="cannot write"):
+        fit(tiles, disk / "run", MODEL, _config(epochs=3), hardware=CPU)
+    hetecd.load(disk / "run" / "best.safetensors")
+    SafetensorsIO().load_checkpoint(disk / "run" / "state.safetensors")
+    assert not list((disk / "run").glob(".*"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tiles: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", "--data", str(tiles),
+               "-o", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--width", "8", "--sar-db", "true",
+               "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--precision", "f32"]  # fmt: skip
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert [row["epoch"] for row in _rows(tmp_path / "run")] == ["0", "1"]
+    hetecd.load(tmp_path / "run" / "best.safetensors")
+
+
+def test_what_cannot_be_started_is_refused(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"found no state\.safetensors, expected a training to resume"):
+        fit(tiles, tmp_path / "none", MODEL, _config(), resume=True)
+    with pytest.raises(InputError, match="found no such folder"):
+        fit(tmp_path / "nowhere", tmp_path / "out", MODEL, _config())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write here"):
+        fit(tiles, tmp_path / "file" / "run", MODEL, _config())
+    out = tmp_path / "run"
+    fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
+    with pytest.raises(OutputError, match="holds a training already; go on with --resume"):
+        fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
+    with pytest.raises(CheckpointError, match=r"settings differ from before \(lr 0.0005 -> 0.001\)"):
+        fit(tiles, out, MODEL, _config(epochs=1, lr=1e-3), resume=True, hardware=CPU)
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="expected 'hetecd-state-1'"):
+        SafetensorsIO().load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    shared = torch.arange(4.0)
+    state = {
+        "a": {0: {"step": torch.tensor(3.0)}, "b": [1, 2.5, None, True, "x"]}, "t": (1, (2, shared)), "same": shared[:2],
+        "empty": {}, "big": 2**60,
+    }  # fmt: skip
+    io = SafetensorsIO()
+    io.save_checkpoint(state, tmp_path / "s.safetensors")
+    again = io.load_checkpoint(tmp_path / "s.safetensors")
+    assert again["a"][0]["step"] == 3.0
+    assert again["a"]["b"] == state["a"]["b"]  # type: ignore[index]
+    assert again["t"][0] == 1
+    assert torch.equal(again["t"][1][1], shared)
+    assert again["big"] == 2**60
+    io.remove_checkpoint(tmp_path / "s.safetensors")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="cannot store a object"):
+        io.save_checkpoint({"x": object()}, tmp_path / "s.safetensors")
+
+
+def test_schedules() -> None:
+    paper = TrainConfig(fca_weight=2.0, fca_schedule="decay", lr_power=1.5, warmup=0.0, epochs=200)
+    assert [fca_weight(paper, epoch) for epoch in (0, 1, 9)] == [2.0, 1.0, 0.2]
+    assert lr_factor(paper, 0, 100) == 1.0
+    assert lr_factor(paper, 25, 100) == pytest.approx(0.75**1.5)
+    ramp = TrainConfig(fca_weight=1.0, fca_schedule="ramp", epochs=4, warmup=0.1, lr_power=1.0)
+    assert [fca_weight(ramp, epoch) for epoch in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    factors = [lr_factor(ramp, step, 100) for step in range(101)]
+    assert factors[:2] == [0.1, 0.2]
+    assert max(factors) == factors[9] == 1.0
+    assert factors[100] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 0), ("flip", 1.5), ("tile_px", 16), ("scale", 0.5), ("val_fraction", 0.0)]
+)
+def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{field}: found {value}, expected"):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_pretrained_encoders_are_used(tiles: Path, tmp_path: Path) -> None:
+    from hetecd.encoder import ENCODERS, Encoder
+    from hetecd.weights import save_tensors
+
+    torch.manual_seed(7)
+    tensors = Encoder(ENCODERS["mit_b0"], 3).state_dict()
+    path = tmp_path / "encoder.safetensors"
+    save_tensors(path, tensors, {"format": "hetecd-encoder-1", "encoder": "mit_b0"})
+    fit(tiles, tmp_path / "run", MODEL, _config(epochs=1, lr=0.0, encoder_weights=str(path)), hardware=CPU)
+    net = hetecd.load(tmp_path / "run" / "last.safetensors")
+    key = "stages.2.blocks.1.mlp.expand.weight"
+    for encoder in (net.optical_encoder, net.sar_encoder):
+        assert torch.equal(encoder.state_dict()[key], tensors[key])
+    first = "stages.0.embed.conv.weight"
+    torch.testing.assert_close(net.sar_encoder.state_dict()[first], tensors[first].sum(1, keepdim=True))
