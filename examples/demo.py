@@ -52,7 +52,7 @@ def main() -> None:
     for dates in ("both", "optical", "sar"):
         out = folder / f"run_{dates}"
         run("train", "recipes/quick.yaml", "--data", tiles, "-o", out, "--sar-db", "true", "--modalities", dates,
-            "--epochs", args.epochs, "--gsd-m", 3, "--sar-unit", "linear power", "--optical-unit", "reflectance x 10000",
+            "--epochs", args.epochs, "--gsd-m", 3, "--sar-unit", "linear power", "--optical-unit", "reflectance",
             "--data-licence", "Apache-2.0")  # fmt: skip
         run("evaluate", out / "best.safetensors", "--data", tiles, "-o", folder / f"scores_{dates}")
         scores[dates] = json.loads((folder / f"scores_{dates}" / "metrics.json").read_text())

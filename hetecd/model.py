@@ -60,10 +60,7 @@ class HeteCD(nn.Module):
         """
         self._check(optical, sar)
         H, W = optical.shape[-2:]
-        if self.config.modalities != "both":
-            optical, sar = self._blank(optical, sar)
-        maps_optical = self.optical_encoder(_pad(optical))  # four of (B, C_i, h_i, w_i)
-        maps_sar = self.sar_encoder(_pad(sar))
+        maps_optical, maps_sar = self._encode(optical, sar)  # four of (B, C_i, h_i, w_i) each
         logits = self.decoder(maps_optical, maps_sar)  # (B, 2, H', W') of the padded size
         logits = logits[..., :H, :W]
         if not features:
@@ -84,10 +81,17 @@ class HeteCD(nn.Module):
                 f"optical {tuple(optical.shape)} and sar {tuple(sar.shape)}: expected the same batch and size"
             )
 
-    def _blank(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.modalities == "optical":
-            return optical, torch.zeros_like(sar)
-        return torch.zeros_like(optical), sar
+    def _encode(self, optical: Tensor, sar: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        seen = self.config.modalities
+        # A date that must not be seen gives maps of zeros. An image of zeros would do too, but each of the encoder's
+        # norms multiplies the gradient of a constant by 1 / sqrt(eps): it overflows.
+        if seen == "optical":
+            maps = self.optical_encoder(_pad(optical))
+            return maps, [torch.zeros_like(x) for x in maps]
+        if seen == "sar":
+            maps = self.sar_encoder(_pad(sar))
+            return [torch.zeros_like(x) for x in maps], maps
+        return self.optical_encoder(_pad(optical)), self.sar_encoder(_pad(sar))
 
 
 class Residual(nn.Module):

@@ -24,7 +24,7 @@ from hetecd.augment import augment
 from hetecd.config import ModelConfig, TrainConfig
 from hetecd.convert import load_encoder
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
-from hetecd.errors import CheckpointError, OutputError
+from hetecd.errors import CheckpointError, InputError, OutputError
 from hetecd.info import ModelInfo
 from hetecd.losses import cross_entropy, fca_loss, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
@@ -34,6 +34,7 @@ from hetecd.weights import save
 
 log = logging.getLogger("hetecd")
 
+MOST_OVERFLOWS = 20
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
 
 
@@ -128,6 +129,7 @@ class Training(pl.LightningModule):
         self.confusion = Confusion()
         self.scores: dict[str, float] = {}
         self.best = -math.inf
+        self.overflows = 0
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -181,10 +183,26 @@ class Training(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": config.weight_decay}]
         if free:
             groups.append({"params": free, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip; leave out a step whose gradient overflowed, as one tile without any signal can make it.
+
+        Raises:
+            InputError: that happened 20 times in a row.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.clip or math.inf)
+        self.overflows = 0 if norm.isfinite() else self.overflows + 1
+        if self.overflows:
+            optimizer.zero_grad()
+        if self.overflows >= MOST_OVERFLOWS:
+            raise InputError(
+                f"training: the gradient is not finite for {MOST_OVERFLOWS} steps in a row; lower lr (now "
+                f"{self.config.lr:g}), use precision f32, or look for images of one value"
+            )
 
     def train_dataloader(self) -> DataLoader:
         """Augmented tiles in a new order every epoch."""
@@ -307,7 +325,7 @@ def _trainer(out: Path, config: TrainConfig, hardware: Hardware) -> pl.Trainer:
         strategy=hardware.strategy,
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=config.epochs,
-        gradient_clip_val=config.clip or None,
+        gradient_clip_val=1.0,  # any value makes Lightning call configure_gradient_clipping, which does it
         callbacks=[Keep(out), *([TQDMProgressBar()] if terminal else [])],
         plugins=[SafetensorsIO()],
         logger=TensorBoardLogger(out, name="tensorboard", version=""),

@@ -165,7 +165,8 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     shared = torch.arange(4.0)
     state = {
-        "a": {0: {"step": torch.tensor(3.0)}, "b": [1, 2.5, None, True, "x"]}, "t": (1, (2, shared)), "same": shared[:2],
+        "a": {0: {"step": torch.tensor(3.0)}, "b": [1, 2.5, None, True, "x"]}, "t": (1, (2, shared)),
+        "same": shared[:2],
         "empty": {}, "big": 2**60,
     }  # fmt: skip
     io = SafetensorsIO()

@@ -1,0 +1,302 @@
+"""What a person types, and what it answers: results, one clear line, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import QUICK
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+
+import hetecd
+from hetecd import cli
+from hetecd.config import ModelConfig, TrainConfig, read_recipe, recipe_keys
+from hetecd.raster import Grid, read_raster, write_raster
+from hetecd.synth import write_pair
+from hetecd.train import Hardware, fit
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network trained for one epoch; what it knows does not matter here."""
+    out = tmp_path_factory.mktemp("checkpoint") / "run"
+    config = TrainConfig(sar_db=True, epochs=1, batch=8)
+    return fit(tiles, out, ModelConfig(**QUICK), config, hardware=Hardware("cpu", 1))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A georeferenced pair of 160 px; SAR in geographic coordinates."""
+    folder = tmp_path_factory.mktemp("scene")
+    write_pair(folder, seed=5, height_px=160, width_px=160)
+    return folder
+
+
+def _error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run a command that must fail with code 1, and return the one line it says."""
+    assert cli.main([str(word) for word in words]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("hetecd: error: ")]
+    assert len(lines) == 1
+    assert captured.err.rstrip().endswith(lines[0])
+    assert captured.out == ""
+    return lines[0]
+
+
+def test_help_names_every_verb_and_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from hetecd.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'rasterio', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(f"    {verb} " in done.stdout for verb in cli.VERBS)
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: hetecd" in capsys.readouterr().out
+    for words in (["nonsense"], ["evaluate"], ["predict", "a"], ["train", "recipes/quick.yaml"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert hetecd.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_say_how_they_are_run(path: Path) -> None:
+    values = read_recipe(path)
+    parser = cli.ArgumentParser(exit_on_error=False)
+    cli._recipe_arguments(parser)
+    filled = parser.parse_object(values)
+    cli._fill(ModelConfig, filled)
+    cli._fill(TrainConfig, filled)
+    head = path.read_text()
+    assert f"hetecd train recipes/{path.name}" in head
+    assert "# Hardware:" in head
+    assert "# Result:" in head
+
+
+def test_the_paper_recipe_is_the_published_one() -> None:
+    values = read_recipe(RECIPES[[p.stem for p in RECIPES].index("paper")])
+    network = ModelConfig()
+    assert all(values[key] == getattr(network, key) for key in values if hasattr(network, key))
+    assert (values["lr"], values["weight_decay"], values["lr_power"], values["seed"]) == (5e-4, 0.01, 1.5, 222)
+    assert (values["dice"], values["fca_weight"], values["fca_schedule"]) == ("released", 2, "decay")
+    assert path_defects() >= 5
+
+
+def path_defects() -> int:
+    """How many lines of the paper recipe are marked as defects."""
+    return next(p for p in RECIPES if p.stem == "paper").read_text().count("DEFECT")
+
+
+def test_train_evaluate_predict_distances(
+    tiles: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, scores, out = tmp_path / "run", tmp_path / "scores", tmp_path / "map"
+    words = f"train recipes/quick.yaml --data {tiles} -o {run} --epochs 1 --width 8 --sar-db true --batch 8"
+    assert cli.main([*words.split(), "--precision=f32", "--accelerator", "cpu"]) == 0
+    info = hetecd.load(run / "best.safetensors").info
+    assert info is not None
+    assert (info.model.width, info.recipe["epochs"], info.recipe["fca_weight"]) == (8, 1, 0.05)
+    weights = str(run / "best.safetensors")
+    assert cli.main(["evaluate", weights, "--data", str(tiles), "--out", str(scores)]) == 0
+    assert "iou" in capsys.readouterr().out
+    assert 0 <= json.loads((scores / "metrics.json").read_text())["accuracy"] <= 1
+    pair = [str(scene / "optical.tif"), str(scene / "sar.tif")]
+    assert cli.main(["predict", *pair, "-o", str(out), "--weights", weights, "--tile", "96", "--overlap", "32"]) == 0
+    assert "polygons" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"change.tif", "probability.tif", "change.gpkg"}
+    with rasterio.open(out / "change.tif") as change, rasterio.open(pair[0]) as optical:
+        assert (change.crs, change.transform, change.shape) == (optical.crs, optical.transform, optical.shape)
+        assert change.nodata == 255
+        invalid = optical.read_masks(1) == 0
+        assert (change.read(1)[invalid] == 255).all()
+    assert cli.main(["distances", weights, "--data", str(tiles), "--out", str(tmp_path / "d")]) == 0
+    assert (tmp_path / "d" / "densities.png").exists()
+    folders = [str(tiles / "test" / name) for name in "AB"]
+    assert cli.main(["predict", *folders, "-o", str(tmp_path / "tiles"), "--weights", weights]) == 0
+    assert len(list((tmp_path / "tiles").glob("*.png"))) == 8
+
+
+def test_the_other_order_of_dates_gives_the_same_map(checkpoint: Path, scene: Path, tmp_path: Path) -> None:
+    optical, sar = str(scene / "optical.tif"), str(scene / "sar.tif")
+    common = ["--weights", str(checkpoint), "-o"]
+    assert cli.main(["predict", optical, sar, *common, str(tmp_path / "a")]) == 0
+    assert cli.main(["predict", sar, optical, *common, str(tmp_path / "b"), "--before-is", "sar"]) == 0
+    maps = [read_raster(tmp_path / name / "probability.tif").array for name in "ab"]
+    np.testing.assert_array_equal(maps[0], maps[1])
+
+
+def test_synth_writes_scenes_and_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(f"synth scene -o {tmp_path / 's'} --size 64 --kind city".split()) == 0
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"optical.tif", "sar.tif", "label.tif"}
+    assert cli.main(f"synth tiles -o {tmp_path / 't'} --scenes 1 --tile 256".split()) == 0
+    assert "4 tiles" in capsys.readouterr().out
+
+
+# --- bad input: one line, exit code 1, nothing half-written ----------------------------------------------------------
+
+
+def _raster(path: Path, array: np.ndarray, crs: int | None = 32611, left: float = 500_000.0, **extra: object) -> Path:
+    grid = Grid(CRS.from_epsg(crs) if crs else None, from_origin(left, 4_000_000, 10, 10) if crs else None,
+                *array.shape[1:])  # fmt: skip
+    write_raster(path, array, grid, **extra)  # type: ignore[arg-type]
+    return path
+
+
+OPTICAL = np.full((4, 64, 64), 900, np.uint16)
+SAR = np.full((1, 64, 64), 0.1, np.float32)
+
+
+def _bad_pair(case: str, folder: Path) -> tuple[Path, Path]:
+    """Two rasters that are wrong in one way."""
+    optical, sar = folder / "optical.tif", folder / "sar.tif"
+    _raster(optical, OPTICAL[:1] if case == "bands" else OPTICAL, nodata=900 if case == "no valid pixel" else None)
+    _raster(
+        sar, SAR * np.nan if case == "all NaN" else SAR, crs=None if case == "one CRS" else 32611,
+        left=900_000.0 if case == "no overlap" else 500_000.0,
+    )  # fmt: skip
+    if case == "missing":
+        sar = folder / "nowhere.tif"
+    elif case == "not a raster":
+        sar.write_text("hello")
+    elif case == "truncated":
+        sar.write_bytes(sar.read_bytes()[: sar.stat().st_size // 2])
+    elif case == "folder and file":
+        sar = folder
+    return optical, sar
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("missing", "nowhere.tif: "),
+        ("not a raster", "sar.tif: "),
+        ("truncated", "sar.tif: "),
+        ("one CRS", "CRS"),
+        ("no overlap", "overlap"),
+        ("no valid pixel", "no pixel that is valid in both"),
+        ("all NaN", "no pixel that is valid in both"),
+        ("bands", "optical.tif: found 1 band, expected at least 4"),
+        ("folder and file", "found a folder and a file"),
+    ],
+)
+def test_a_bad_pair(
+    case: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = _bad_pair(case, tmp_path)
+    said = _error(capsys, "predict", *pair, "-o", tmp_path / "out", "--weights", checkpoint)
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def _bad_tiles(case: str, root: Path) -> None:
+    """A data set that is wrong in one way."""
+    label = np.zeros((1, 64, 64), np.uint8)
+    label[0, :9] = 1
+    if case == "values":
+        label[0, 20:30] = 2
+    elif case == "mixture":
+        label[0, 20:30] = 255
+    elif case == "size":
+        label = label[:, :40]
+    for folder, image in (("A", OPTICAL), ("B", SAR), ("label", label)):
+        grid = Grid(None, None, *image.shape[1:])
+        if case != "empty":
+            write_raster(root / "test" / folder / "x.tif", image, grid)
+        else:
+            (root / "test" / folder).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("values", "found label values {0, 1, 2}"),
+        ("mixture", "found label values {0, 1, 255}"),
+        ("size", "expected 64 x 64 pixels"),
+        ("empty", "found no"),
+    ],
+)
+def test_bad_tiles(
+    case: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _bad_tiles(case, tmp_path)
+    assert message in _error(capsys, "evaluate", checkpoint, "--data", tmp_path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epochz: 3", "unknown key 'epochz'; did you mean 'epochs'?"),
+        ("epochs: many", 'Parser key "epochs"'),
+        ("epochs: 0", "epochs: found 0, expected 1 to 100000"),
+        ("encoder: resnet", 'Parser key "encoder"'),
+        ("- a\n- b", "found list, expected lines of `key: value`"),
+        ("a: [", "not YAML"),
+        (None, "cannot read this recipe"),
+    ],
+)
+def test_a_bad_recipe(
+    content: str | None, message: str, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    if content is not None:
+        recipe.write_text(content)
+    assert message in _error(capsys, "train", recipe, "--data", tiles, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_recipe_key_has_a_nearest_one() -> None:
+    assert {"encoder", "lr", "encoder_weights"} <= set(recipe_keys())
+    assert "optical_channels" not in recipe_keys()
+
+
+def test_bad_checkpoints_and_places(
+    checkpoint: Path, scene: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = (scene / "optical.tif", scene / "sar.tif")
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(b"nothing of the kind")
+    said = _error(capsys, "predict", *pair, "-o", tmp_path / "out", "--weights", foreign)
+    assert "not a .safetensors file" in said
+    (tmp_path / "file").touch()
+    said = _error(capsys, "predict", *pair, "-o", tmp_path / "file" / "out", "--weights", checkpoint)
+    assert "cannot write" in said
+    said = _error(capsys, "evaluate", checkpoint, "--data", tiles, "--split", "nonsense")
+    assert "nonsense" in said
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(hetecd.errors.ConfigError):
+        cli.main(["--debug", "train", str(tmp_path / "x.yaml"), "--data", "d", "-o", str(tmp_path / "r")])
+
+
+def test_ctrl_c_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, "synth", interrupted)
+    assert cli.main(["synth", "scene", "-o", "x"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_full_disk_inside_a_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_args: object) -> None:
+        raise OSError(28, "No space left on device", "events.out")
+
+    monkeypatch.setitem(cli.VERBS, "synth", full)
+    assert "events.out: No space left on device" in _error(capsys, "synth", "scene", "-o", "x")

@@ -1,0 +1,98 @@
+"""The shape of the package: who may import whom, and how large things may grow."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "hetecd"
+
+# A module imports only from rows above its own.
+ROWS = [
+    {"__init__"},
+    {"errors"},
+    {"config", "files", "tiles"},
+    {"modality", "metrics", "folders"},
+    {"info", "raster"},
+    {"pair", "vector", "synth_world", "encoder", "difference"},
+    {"synth_render", "model", "predict"},
+    {"synth", "losses", "weights"},
+    {"convert", "augment", "data", "resume"},
+    {"figures"},
+    {"evaluate", "distances", "train"},
+    {"cli"},
+]
+OWNERS = {
+    "torch": {"encoder", "difference", "losses", "model", "weights", "convert", "augment", "data", "resume", "train",
+              "distances"},
+    "lightning": {"resume", "train"},
+    "rasterio": {"raster", "pair", "vector", "synth"},
+    "affine": {"raster", "pair", "vector", "synth"},
+    "pyogrio": {"vector"},
+    "shapely": {"vector"},
+    "safetensors": {"weights"},
+    "matplotlib": {"figures"},
+    "scipy": {"synth_world", "synth_render", "synth", "distances", "vector"},
+    "yaml": {"config"},
+    "jsonargparse": {"cli"},
+    "tqdm": {"predict", "evaluate"},
+    "numpy": None,
+}  # fmt: skip
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def _imports(module: str) -> set[str]:
+    """Dotted names of everything a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_module_has_a_row() -> None:
+    assert sorted(module for row in ROWS for module in row) == MODULES
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
+def test_imports_point_upwards(module: str) -> None:
+    row = next(i for i, names in enumerate(ROWS) if module in names)
+    above = set().union(*ROWS[:row])
+    own = {name.split(".")[1] for name in _imports(module) if name.startswith("hetecd.")}
+    assert own <= above, f"{module} imports {sorted(own - above)} from its own row or below"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_third_parties_have_owners(module: str) -> None:
+    for name in {name.split(".")[0] for name in _imports(module)} - set(sys.stdlib_module_names) - {"hetecd"}:
+        assert name in OWNERS, f"{module} imports {name}, which nobody owns"
+        owners = OWNERS[name]
+        assert owners is None or module in owners, f"{module} imports {name}, which belongs to {sorted(owners)}"
+
+
+def test_nothing_grows_too_long() -> None:
+    for path in [*PACKAGE.glob("*.py"), *PACKAGE.parent.glob("tests/*.py"), *PACKAGE.parent.glob("examples/*.py")]:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 500, path.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (
+                    (node.end_lineno or node.lineno)
+                    - node.lineno
+                    + 1
+                    - len((ast.get_docstring(node) or "").split("\n"))
+                )
+                assert length <= 60, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_no_pickle_in_our_own_files() -> None:
+    """Only the converter reads pickles, and only with weights_only."""
+    for module in MODULES:
+        text = (PACKAGE / f"{module}.py").read_text()
+        assert "torch.save" not in text, module
+        if module != "convert":
+            assert "torch.load" not in text, module
+    assert "weights_only=True" in (PACKAGE / "convert.py").read_text()
