@@ -226,7 +226,7 @@ def _bad_tiles(case: str, root: Path) -> None:
     [
         ("values", "found label values {0, 1, 2}"),
         ("mixture", "found label values {0, 1, 255}"),
-        ("size", "expected 64 x 64 pixels"),
+        ("size", "label/x.tif: found 40 x 64 pixels, expected"),
         ("empty", "found no"),
     ],
 )
