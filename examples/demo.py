@@ -63,6 +63,8 @@ def main() -> None:
     print(f"\nIoU of the changed class on {scores['both']['tiles']} tiles of scenes never seen in training")
     for dates, name in DATES.items():
         print(f"  {name:14} {100 * scores[dates]['iou']:5.1f} %")
+    if scores["both"]["iou"] <= max(scores["optical"]["iou"] or 0, scores["sar"]["iou"] or 0):
+        sys.exit("demo: both dates together are no better than one; something is broken")
     print(f"picture: {folder / 'demo.png'}   map: {folder / 'map'}   {time.monotonic() - started:.0f} s")
 
 

@@ -304,6 +304,25 @@ def load_encoder(path: Path | str, encoder: Encoder, name: str) -> None:
     fill(encoder, tensors, path)
 
 
+def fresh(config: ModelConfig, seed: int, encoder_weights: str = "") -> HeteCD:
+    """The network as it is before its first training step.
+
+    Args:
+        config: the network.
+        seed: of its initial weights.
+        encoder_weights: converted file for both encoders, "" = none.
+
+    Raises:
+        CheckpointError: the file is of another encoder, or no converted encoder.
+    """
+    torch.manual_seed(seed)
+    model = HeteCD(config)
+    if encoder_weights:
+        for encoder in (model.optical_encoder, model.sar_encoder):
+            load_encoder(encoder_weights, encoder, config.encoder)
+    return model
+
+
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Fit a first convolution (C_out, C_in, k, k) to another number of input channels.
 

@@ -15,12 +15,11 @@ from scipy import stats
 from torch import Tensor
 
 from hetecd.config import TrainConfig
-from hetecd.convert import load_encoder
+from hetecd.convert import fresh
 from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import CheckpointError
 from hetecd.figures import density_figure
 from hetecd.files import replacing
-from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
 
 BINS = 200
@@ -98,7 +97,8 @@ def compare(
     info = net.info
     if info is None:
         raise CheckpointError("distances: the network carries no description; load it with hetecd.load")
-    before = before or initial(info)
+    if before is None:
+        before = fresh(info.model, int(info.recipe.get("seed", 0)), info.recipe.get("encoder_weights", "")).eval()
     if (before.config.optical_channels, before.config.sar_channels) != (info.optical.channels, info.sar.channels):
         raise CheckpointError("distances: the two checkpoints read different bands; compare like with like")
     files = find_tiles(data, split, labels=False)
@@ -118,16 +118,6 @@ def compare(
     return results
 
 
-def initial(info: ModelInfo) -> HeteCD:
-    """The network of a checkpoint as it was before its first step."""
-    torch.manual_seed(int(info.recipe.get("seed", 0)))
-    net = HeteCD(info.model)
-    if weights := info.recipe.get("encoder_weights"):
-        load_encoder(weights, net.optical_encoder, info.model.encoder)
-        load_encoder(weights, net.sar_encoder, info.model.encoder)
-    return net.eval()
-
-
 def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Values]]:
     """Counts of optical and of SAR feature values over shared bins, and bin centres, for stages 3 and 4."""
     values: list[list[list[NDArray[np.float32]]]] = [[[], []], [[], []]]  # stage, date, tiles
@@ -139,8 +129,8 @@ def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Va
                 for stage, x in enumerate(maps):
                     values[stage][date].append(_sample(x))
     result = []
-    for stage in values:
-        optical, sar = (np.concatenate(date) for date in stage)
+    for dates in values:
+        optical, sar = (np.concatenate(date) for date in dates)
         low, high = np.percentile(np.concatenate([optical, sar]), (0.1, 99.9))
         edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
         p, q = (np.histogram(np.clip(x, low, high), edges)[0].astype(np.float64) for x in (optical, sar))

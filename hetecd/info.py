@@ -69,7 +69,7 @@ def from_metadata(metadata: dict[str, str], path: Path | str) -> ModelInfo:
         values = {f.name: json.loads(metadata[f.name]) for f in dataclasses.fields(ModelInfo)}
         values["model"] = ModelConfig(**values["model"])
         for role in ("optical", "sar"):
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[role].items()}
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[role].items()}
             values[role] = Modality(**fields)
         return ModelInfo(**values)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ConfigError) as error:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from hetecd.augment import augment
 from hetecd.config import ModelConfig, TrainConfig
-from hetecd.convert import load_encoder
+from hetecd.convert import fresh
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, InputError, OutputError
 from hetecd.info import ModelInfo
@@ -95,13 +95,8 @@ def fit(
         model=model_config, optical=optical, sar=sar, before_is=config.before_is, recipe=recipe,
         data=f"{Path(data).name}: {len(train_files)} training tiles", licence=config.data_licence,
     )  # fmt: skip
-    torch.manual_seed(config.seed)
-    model = HeteCD(model_config)
-    if config.encoder_weights:
-        load_encoder(config.encoder_weights, model.optical_encoder, model_config.encoder)
-        load_encoder(config.encoder_weights, model.sar_encoder, model_config.encoder)
     training = Training(
-        model, config, info,
+        fresh(model_config, config.seed, config.encoder_weights), config, info,
         TileDataset(train_files, config, optical, sar, augment), TileDataset(val_files, config, optical, sar),
     )  # fmt: skip
     trainer = _trainer(out, config, hardware)

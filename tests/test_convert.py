@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 import hetecd
+from hetecd.config import ModelConfig
 from hetecd.convert import (
     UNUSED,
     adapt_channels,
     convert,
     convert_encoder,
     convert_hetecd,
+    fresh,
     load_encoder,
     read_published,
 )
@@ -225,3 +227,10 @@ def test_a_folder_that_cannot_be_written(released: dict[str, Tensor], tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
         convert(tmp_path / "published.pth", tmp_path / "file" / "ours.safetensors")
+
+
+def test_a_fresh_network_depends_on_its_seed_alone() -> None:
+    config = ModelConfig(encoder="mit_b0", width=8)
+    a, b, c = (fresh(config, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["decoder.fuse.weight"], c["decoder.fuse.weight"])

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import QUICK
 from PIL import Image
 from scipy import stats
 
 import hetecd
 from hetecd.config import ModelConfig, TrainConfig
-from hetecd.distances import compare, distances, initial, table
+from hetecd.distances import compare, distances, table
 from hetecd.errors import CheckpointError, InputError
 from hetecd.model import HeteCD
 from hetecd.train import Hardware, fit
@@ -65,13 +64,6 @@ def test_alignment_brings_the_branches_together(aligned: HeteCD, tiles: Path, tm
 def test_a_network_compared_with_itself(aligned: HeteCD, tiles: Path) -> None:
     results = compare(aligned, aligned, tiles, most=3)
     assert results["stage 3, before"] == results["stage 3, after"]
-
-
-def test_the_initial_network_is_the_one_training_started_from(aligned: HeteCD) -> None:
-    assert aligned.info is not None
-    a, b = initial(aligned.info), initial(aligned.info)
-    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-    assert not torch.equal(a.decoder.fuse.weight, aligned.decoder.fuse.weight)
 
 
 def test_what_cannot_be_compared(aligned: HeteCD, tiles: Path, tmp_path: Path) -> None:
