@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check format clean
+.PHONY: install demo test test-slow bench-speed check format clean
 
 install: .venv/installed
 
@@ -15,10 +15,13 @@ demo: install
 	$(BIN)/python examples/demo.py demo
 
 test: install
-	$(BIN)/pytest --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+bench-speed: install
+	$(BIN)/python benchmarks/speed.py
 
 check: install
 	$(BIN)/ruff format --check .
