@@ -4,6 +4,7 @@ A :class:`Modality` travels inside every checkpoint, so that a network never mee
 NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN where a pixel is invalid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,15 @@ from numpy.typing import NDArray
 from hetecd.errors import ConfigError, InputError
 
 Floats = NDArray[np.float32]
+# The seam between networks and everything around them: raw optical (B, Co, H, W) and SAR (B, Cs, H, W), float32 with
+# NaN = invalid, give the probability of change (B, H, W), float32. Any H and W from MIN_PX.
+Predictor = Callable[[Floats, Floats], Floats]
+MIN_PX = 32
 
 # Outside its usual range a value still means something (a ship in SAR, a cloud in optical), but not a hundred times
 # as much. In units of the range between `low` and `high`.
 CLIP = (-1.0, 2.0)
+PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
 
 
@@ -77,8 +83,8 @@ class Modality:
         x = to_db(raw) if self.db else raw
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.asarray(self.high, np.float32)[:, None, None] - low
-        x = np.clip((x - low) / span, *CLIP)
-        return np.nan_to_num(x, copy=False, nan=0.0).astype(np.float32, copy=False)
+        x = (x - low) / span
+        return np.where(np.isfinite(x), np.clip(x, *CLIP), np.float32(0)).astype(np.float32, copy=False)
 
 
 def to_db(power: Floats) -> Floats:
@@ -93,12 +99,7 @@ def uint8_modality(bands: tuple[int, ...]) -> Modality:
 
 
 def fit_modality(
-    images: list[Floats],
-    bands: tuple[int, ...],
-    db: bool = False,
-    unit: str = "digital number",
-    gsd_m: float | None = None,
-    percentiles: tuple[float, float] = (1.0, 99.0),
+    images: list[Floats], bands: tuple[int, ...], db: bool = False, gsd_m: float | None = None
 ) -> Modality:
     """Robust range per band over a sample of training images.
 
@@ -106,9 +107,7 @@ def fit_modality(
         images: raw (C, H, W) float32 arrays, NaN = invalid, channels already in the order of ``bands``.
         bands: band numbers in the file, kept in the contract.
         db: the values are linear power; the range is taken in dB.
-        unit: what the raw numbers are.
         gsd_m: ground sampling distance in metres, if known.
-        percentiles: the two percentiles that become 0 and 1.
 
     Raises:
         InputError: a band has no valid pixel in any image, or a single value throughout.
@@ -122,11 +121,11 @@ def fit_modality(
             values = to_db(values)
         if values.size == 0:
             raise InputError(f"band {band}: found no valid pixel in {len(images)} images, expected some; check nodata")
-        lo, hi = (float(v) for v in np.percentile(values, percentiles))
+        lo, hi = (float(v) for v in np.percentile(values, PERCENTILES))
         if hi <= lo:
             lo, hi = float(values.min()), float(values.max())
         if hi <= lo:
             raise InputError(f"band {band}: found one value ({lo:g}) in all images, expected an image; drop this band")
         low.append(lo)
         high.append(hi)
-    return Modality(bands=bands, low=tuple(low), high=tuple(high), db=db, unit=unit, gsd_m=gsd_m)
+    return Modality(bands=bands, low=tuple(low), high=tuple(high), db=db, gsd_m=gsd_m)
