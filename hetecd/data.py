@@ -24,11 +24,12 @@ from hetecd.modality import Floats, Modality, fit_modality, uint8_modality
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
 
 __all__ = [
-    "EpochSampler", "Tile", "TileDataset", "TileFiles", "check_labels", "collate", "find_tiles", "fit_modalities",
-    "hold_out_blocks", "match_tiles", "read_label", "read_tile", "split_tiles",
+    "REPEAT", "EpochSampler", "Tile", "TileDataset", "TileFiles", "check_labels", "collate", "find_tiles",
+    "fit_modalities", "hold_out_blocks", "match_tiles", "read_label", "read_tile", "split_tiles",
 ]  # fmt: skip
 
 CACHE_BYTES = 4 << 30
+REPEAT = -1  # in place of the epoch: a tile that only fills up a process's share and must not count
 FIT_FILES, FIT_PIXELS = 256, 20_000  # enough for two percentiles, and flat in memory
 
 Augment = Callable[
@@ -248,6 +249,7 @@ class TileDataset(Dataset[dict[str, Any]]):
 
         Args:
             key: ``(epoch, index)`` as :class:`EpochSampler` gives it, or a plain index: whole tile, not augmented.
+                ``(REPEAT, index)`` is the same with a label of 255 throughout, so that no pixel counts.
 
         Returns:
             ``optical`` (Co, H, W) float32, ``sar`` (Cs, H, W) float32, both normalised, invalid pixels 0; ``label``
@@ -257,8 +259,11 @@ class TileDataset(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         decoded = self._decoded(index)
         name, config = self.files[index].name, self.config
-        if self.augment is None or not isinstance(key, tuple):
-            return {**self._tensors(decoded.crop(name)), "index": index}
+        if self.augment is None or not isinstance(key, tuple) or epoch == REPEAT:
+            item = self._tensors(decoded.crop(name))
+            if epoch == REPEAT:
+                item["label"].fill_(IGNORE)
+            return {**item, "index": index}
         rng = torch.Generator()
         rng.manual_seed(int(np.random.SeedSequence((config.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1))
         rows, cols = (_cut(edge, config.tile_px, rng) for edge in decoded.label.shape)
@@ -321,11 +326,14 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Keys ``(epoch, index)`` of one epoch, for one of several processes.
 
+    All processes get the same number of keys, as otherwise one of them would wait for the others for ever. Where the
+    tiles do not share out evenly, some are handed out twice.
+
     Args:
         count: tiles in the data set.
         seed: of the order.
-        shuffle: a new order every epoch, filled up with its own beginning so that all processes make the same number
-            of steps. False: in order, every tile exactly once over all processes.
+        shuffle: a new order every epoch, and what comes twice is trained on twice. False: in order, and what comes
+            twice does so as ``(REPEAT, index)``, so that every tile counts exactly once over all processes.
         rank: of this process.
         world: number of processes.
     """
@@ -339,12 +347,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        each, rest = divmod(self.count, self.world)
-        return each + (rest > 0 if self.shuffle else self.rank < rest)
+        return math.ceil(self.count / self.world)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.count)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
-            order = np.resize(order, len(self) * self.world)
-        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])
+        for place in range(self.rank, len(self) * self.world, self.world):
+            repeated = place >= self.count and not self.shuffle
+            yield REPEAT if repeated else self.epoch, int(order[place % self.count])

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from hetecd.augment import augment
 from hetecd.config import TrainConfig
 from hetecd.data import (
+    REPEAT,
     EpochSampler,
     TileDataset,
     TileFiles,
@@ -339,20 +340,39 @@ def test_cache_keeps_to_its_budget(tmp_path: Path, workers: int) -> None:
 
 
 @settings(deadline=None)
-@given(count=st.integers(1, 40), world=st.integers(1, 5), epoch=st.integers(0, 3), shuffle=st.booleans())
+@given(count=st.integers(1, 40), world=st.integers(1, 50), epoch=st.integers(0, 3), shuffle=st.booleans())
 def test_sampler_shares_out_every_tile(count: int, world: int, epoch: int, shuffle: bool) -> None:
     samplers = [EpochSampler(count, 7, shuffle, rank, world) for rank in range(world)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     keys = [list(s) for s in samplers]
-    assert [len(k) for k in keys] == [len(s) for s in samplers]
-    assert {e for k in keys for e, _ in k} == {epoch}
-    indices = [i for k in keys for _, i in k]
-    assert set(indices) == set(range(count))
-    if shuffle:
-        assert len({len(k) for k in keys}) == 1
-    else:
-        assert len(indices) == count
+    lengths = {len(k) for k in keys}
+    assert lengths == {len(s) for s in samplers}
+    assert len(lengths) == 1, "a process with fewer steps would wait for ever"
+    assert min(lengths) >= 1
+    flat = [key for k in keys for key in k]
+    assert len(flat) < count + world
+    counted = [i for e, i in flat if e != REPEAT]
+    assert {e for e, _ in flat} <= {epoch, REPEAT}
+    assert set(counted) == set(range(count))
+    assert len(counted) == (len(flat) if shuffle else count)
+
+
+def test_one_process_gets_every_tile_once_and_nothing_repeated() -> None:
+    assert list(EpochSampler(4, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert sorted(EpochSampler(4)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def test_a_repeated_tile_is_whole_plain_and_does_not_count(tmp_path: Path) -> None:
+    for augmentation in (augment, None):
+        data = TileDataset(make_split(tmp_path), TrainConfig(tile_px=32), RGB, GREY, augmentation)
+        plain, repeated = data[1], data[(REPEAT, 1)]
+        assert torch.equal(repeated["optical"], plain["optical"])
+        assert torch.equal(repeated["sar"], plain["sar"])
+        assert (repeated["label"] == 255).all()
+        assert repeated["index"] == 1
+        assert torch.equal(data[1]["label"], plain["label"]), "the cached label was overwritten"
+        assert not (plain["label"] == 255).any()
 
 
 def test_sampler_order_changes_with_epoch_and_seed() -> None:
