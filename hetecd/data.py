@@ -5,7 +5,7 @@ Files are found and paired in :mod:`hetecd.folders`; here labels are read into 0
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ __all__ = [
     "fit_modalities", "hold_out_blocks", "match_tiles", "read_label", "read_tile", "split_tiles",
 ]  # fmt: skip
 
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = 2 << 30  # training holds two data sets
 REPEAT = -1  # in place of the epoch: a tile that only fills up a process's share and must not count
+HIDDEN = -IGNORE  # in a set of label values: 255, but declared as nodata
 FIT_FILES, FIT_PIXELS = 256, 20_000  # enough for two percentiles, and flat in memory
 
 Augment = Callable[
@@ -65,36 +66,48 @@ def read_label(path: Path | str, ignore_255: bool = False) -> NDArray[np.uint8]:
         ignore_255: 255 means "does not count". Otherwise only NaN and nodata do not count.
 
     Raises:
-        InputError: other values, or bands that differ.
+        InputError: other values, bands that differ, or 255 declared as nodata where no 1 tells what it means.
     """
-    return _decode_label(path, ignore_255)[0]
+    label, spelt = _decode_label(path, ignore_255)
+    _check_spelling(dict.fromkeys(spelt, path), ignore_255)
+    return label
 
 
-def check_labels(files: Sequence[TileFiles], ignore_255: bool = False) -> None:
+def check_labels(files: Sequence[TileFiles], ignore_255: bool = False) -> bool:
     """Raise InputError unless all labels of a split are readable and spell "changed" the same way.
 
     One file of {0, 255} among files of {0, 1} may mean "changed" or "ignore" by 255: nobody should guess.
+
+    Returns:
+        Whether any pixel means "changed".
     """
-    seen: dict[int, Path] = {}
+    seen: dict[int, Path | str] = {}
     for tile in files:
-        if tile.label is None:
-            continue
-        for value in _decode_label(tile.label, ignore_255)[1]:
-            seen.setdefault(value, tile.label)
-    if not ignore_255 and {1, 255} <= seen.keys():
+        if tile.label is not None:
+            for value in _decode_label(tile.label, ignore_255)[1]:
+                seen.setdefault(value, tile.label)
+    _check_spelling(seen, ignore_255)
+    return 1 in seen or (IGNORE in seen and not ignore_255)
+
+
+def _check_spelling(seen: Mapping[int, Path | str], ignore_255: bool) -> None:
+    """Refuse what has two readings; ``seen`` is which of 1, 255 and HIDDEN there are, and where."""
+    if ignore_255:
+        return
+    if {1, IGNORE} <= seen.keys():
         raise InputError(
-            f"labels: found 1 in {seen[1]} but 255 in {seen[255]}, expected {{0, 1}} or {{0, 255}} throughout; make "
+            f"labels: found 1 in {seen[1]} but 255 in {seen[IGNORE]}, expected {{0, 1}} or {{0, 255}} throughout; make "
             "them alike, or set ignore_255 where 255 means 'does not count'"
         )
-    if ignore_255 and 255 in seen and 1 not in seen:
+    if HIDDEN in seen and 1 not in seen:
         raise InputError(
-            f"labels: found 0 and 255 but no 1 (for example {seen[255]}), expected {{0, 1, 255}} as ignore_255 is set; "
-            "unset it where 255 means 'changed'"
+            f"{seen[HIDDEN]}: found 255 declared as nodata and no 1 in the labels, expected 1 or 255 for 'changed'; "
+            "set ignore_255 where 255 means 'does not count', else remove the nodata value from the labels"
         )
 
 
 def _decode_label(path: Path | str, ignore_255: bool) -> tuple[NDArray[np.uint8], set[int]]:
-    """Label and which of 1 and 255 the file holds."""
+    """Label and which of 1, 255 and HIDDEN the file holds (HIDDEN only where 255 never appears as data)."""
     raster = read_raster(path)
     band, valid = raster.array[0], raster.valid
     if not (raster.array[1:] == band).all():
@@ -105,6 +118,7 @@ def _decode_label(path: Path | str, ignore_255: bool) -> tuple[NDArray[np.uint8]
     if zero.any() and np.array_equal(zero, ~valid):
         # Many programs declare 0 as nodata in whatever they write; in a label 0 is "unchanged".
         valid = np.ones_like(valid)
+    hidden = many.any() and not (many & valid).any()
     one, many = one & valid, many & valid
     odd = valid & ~(zero | one | many)
     if odd.any() or (one.any() and many.any() and not ignore_255):
@@ -115,15 +129,16 @@ def _decode_label(path: Path | str, ignore_255: bool) -> tuple[NDArray[np.uint8]
         raise InputError(f"{path}: found label values {{{listed}}}, expected {wanted}; {hint}")
     label = (one if ignore_255 else one | many).astype(np.uint8)
     label[~valid | many if ignore_255 else ~valid] = IGNORE
-    return label, {value for value, there in ((1, one), (255, many)) if there.any()}
+    return label, {value for value, there in ((1, one.any()), (IGNORE, many.any()), (HIDDEN, hidden)) if there}
 
 
 def read_tile(files: TileFiles, before_is: Role, optical: Modality, sar: Modality, ignore_255: bool = False) -> Tile:
     """Read one tile raw: the arrays a predictor takes, once stacked.
 
     Raises:
-        InputError: a file is unreadable, lacks a band, or the sizes differ.
+        InputError: a file is unreadable, lacks a band, the sizes differ, or the label is refused (:func:`read_label`).
     """
+    check_labels([files], ignore_255)
     return _decode(files, before_is, optical, sar, ignore_255).crop(files.name)
 
 
@@ -155,7 +170,7 @@ def _decode(files: TileFiles, before_is: Role, optical: Modality, sar: Modality,
     paths = (files.before, files.after) if before_is == "optical" else (files.after, files.before)
     images = [read_raster(path, modality.bands) for path, modality in zip(paths, (optical, sar), strict=True)]
     size = images[0].valid.shape
-    label = np.zeros(size, np.uint8) if files.label is None else read_label(files.label, ignore_255)
+    label = np.zeros(size, np.uint8) if files.label is None else _decode_label(files.label, ignore_255)[0]
     for path, shape in ((paths[1], images[1].valid.shape), (files.label, label.shape)):
         if shape != size:
             raise InputError(
@@ -218,7 +233,12 @@ class TileDataset(Dataset[dict[str, Any]]):
         sar: input contract of SAR.
         augment: :func:`hetecd.augment.augment` or the like for training: crops and augments items asked for as
             ``(epoch, index)``. None (validation, test): every item is the whole tile, as it is.
-        cache_bytes: memory for decoded tiles, over all workers.
+        cache_bytes: memory for decoded tiles, over all workers; 2 GiB by default, so 4 GiB for a training split and
+            its validation split together.
+
+    Attributes:
+        has_change: some label holds a pixel that means "changed". A small held-out split may well lack one, but
+            nothing can be learned from a training split without.
 
     Raises:
         InputError: labels of the split are unreadable, hold wrong values or disagree about what 255 means.
@@ -233,7 +253,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        check_labels(files, config.ignore_255)
+        self.has_change = check_labels(files, config.ignore_255)
         self.files = list(files)
         self.config, self.optical, self.sar, self.augment = config, optical, sar, augment
         in_db = sar.db or sar.unit.lower() == "db"

@@ -117,18 +117,57 @@ def test_other_labels_are_refused(tmp_path: Path) -> None:
         read_label(tmp_path / "text.png")
 
 
-def test_a_split_must_spell_changed_one_way(tmp_path: Path) -> None:
-    def files(*arrays: list[int]) -> list[TileFiles]:
-        paths = [save(tmp_path / f"{i}.png", np.array([a], np.uint8)) for i, a in enumerate(arrays)]
-        return [TileFiles(p.stem, p, p, p) for p in paths]
+def labels(folder: Path, *rows: list[int], nodata: float | None = None) -> list[TileFiles]:
+    """Label files of one row of pixels."""
+    start = len(list(folder.iterdir()))
+    paths = [save(folder / f"{start + i}.tif", np.array([r], np.uint8), nodata) for i, r in enumerate(rows)]
+    return [TileFiles(p.stem, p, p, p) for p in paths]
 
-    check_labels(files([0, 0], [0, 1], [1, 1]))
-    check_labels(files([0, 0], [0, 255]))
-    check_labels(files([0, 1], [0, 255]), ignore_255=True)
-    with pytest.raises(InputError, match=r"found 1 in .*1\.png but 255 in .*2\.png"):
-        check_labels(files([0, 0], [0, 1], [0, 255]))
-    with pytest.raises(InputError, match=r"found 0 and 255 but no 1 .*unset it"):
-        check_labels(files([0, 0], [0, 255]), ignore_255=True)
+
+def test_a_split_must_spell_changed_one_way(tmp_path: Path) -> None:
+    assert check_labels(labels(tmp_path, [0, 0], [0, 1], [1, 1]))
+    assert check_labels(labels(tmp_path, [0, 0], [0, 255]))
+    assert check_labels(labels(tmp_path, [0, 1], [0, 255]), ignore_255=True)
+    one, many = labels(tmp_path, [0, 1], [0, 255])
+    with pytest.raises(InputError, match=rf"found 1 in .*{one.label.name} but 255 in .*{many.label.name}"):
+        check_labels([one, many])
+
+
+def test_a_split_may_hold_no_change(tmp_path: Path) -> None:
+    nothing, ignored, change = labels(tmp_path, [0, 0], [0, 255], [0, 1])
+    assert not check_labels([nothing])
+    assert not check_labels([nothing, ignored], ignore_255=True)
+    for files, ignore_255, has_change in (
+        ([nothing], False, False),
+        ([nothing, ignored], True, False),
+        ([nothing, ignored], False, True),
+        ([ignored, change], True, True),
+    ):
+        data = TileDataset(files, TrainConfig(ignore_255=ignore_255), RGB, GREY)
+        assert data.has_change is has_change
+    assert not TileDataset([replace(change, label=None)], TrainConfig(), RGB, GREY).has_change
+
+
+def test_255_declared_as_nodata_needs_a_1_to_be_understood(tmp_path: Path) -> None:
+    doubtful, plain = labels(tmp_path, [0, 255], [0, 1, 255], nodata=255)
+    assert read_label(plain.label).tolist() == [[0, 1, 255]]
+    assert read_label(doubtful.label, ignore_255=True).tolist() == [[0, 255]]
+    for ask in (
+        lambda: read_label(doubtful.label),
+        lambda: check_labels([doubtful]),
+        # What 255 means elsewhere in the split does not help: here it may be a slip of the program that wrote it.
+        lambda: check_labels([*labels(tmp_path, [0, 255]), doubtful]),
+        lambda: read_tile(doubtful, "optical", GREY, GREY),
+    ):
+        with pytest.raises(InputError, match=rf"{doubtful.label.name}: found 255 declared as nodata and no 1") as e:
+            ask()
+        assert "\n" not in str(e.value)
+        assert "set ignore_255" in str(e.value)
+    # Another tile of the split tells that 1 is the spelling.
+    files = [doubtful, plain]
+    assert check_labels(files)
+    assert (TileDataset(files, TrainConfig(), GREY, GREY).tile(0).label != 1).all()
+    assert not check_labels([doubtful], ignore_255=True)
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
