@@ -1,7 +1,11 @@
-"""Results that appear under their final name only when they are whole."""
+"""Results that appear under their final name only when they are whole.
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+They are made in a hidden folder beside the final name, on the same disk, and moved when they are complete.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hetecd.errors import OutputError
@@ -9,24 +13,69 @@ from hetecd.errors import OutputError
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Hand out a temporary name beside ``path``; what was written there takes the place of ``path`` at the end.
+    """Hand out a temporary name near ``path``; what was written there takes the place of ``path`` at the end.
 
-    Folders are made as needed. After a failure ``path`` is as it was before.
+    Folders are made as needed. After a failure ``path`` is as it was before, and folders made here are gone again.
 
     Raises:
         OutputError: any OSError of the body or of the move (not writable, disk full).
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    with writing(path), staging(path.parent, path) as folder:
+        yield folder / path.name
+        publish([folder / path.name], path.parent)
+
+
+@contextmanager
+def staging(folder: Path | str, result: Path | str | None = None) -> Iterator[Path]:
+    """A hidden folder inside ``folder`` (made if need be) for unfinished results; gone afterwards, whatever happens.
+
+    Finished files are moved out of it with :func:`publish`. Where the body fails, ``folder`` is removed again if it
+    was made here.
+
+    Args:
+        folder: where the results will be.
+        result: what the error is about, by default ``folder``.
+
+    Raises:
+        OutputError: the folder cannot be made or is not writable. What the body raises is left as it is.
+    """
+    folder, made = Path(folder).absolute(), []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
+        with writing(result or folder):
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            stage = tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True)
+        with stage as name:
+            yield Path(name)
+    except BaseException:
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # not empty, or never made
+                break
+        raise
+
+
+def publish(staged: Sequence[Path], folder: Path | str) -> None:
+    """Move finished files into ``folder`` under their own names, each in one step that cannot be seen half done.
+
+    Raises:
+        OutputError: a file cannot be moved.
+    """
+    for path in staged:
+        target = Path(folder) / path.name
+        with writing(target):
+            path.replace(target)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn any OSError of the body into an OutputError about ``path``. Other libraries' errors: make them OSError."""
+    try:
+        yield
+    except OutputError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         raise OutputError(f"{path}: cannot write it ({reason}); free space or choose another folder") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from hetecd.config import IGNORE, Role
 from hetecd.errors import InputError
+from hetecd.files import publish, staging
 from hetecd.modality import Modality
 from hetecd.pair import Pair, open_pair
-from hetecd.raster import publish, staging, write_cog, write_raster
+from hetecd.raster import write_cog, write_raster
 from hetecd.tiles import Stitcher, Window, windows
 from hetecd.vector import write_polygons
 

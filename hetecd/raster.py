@@ -1,13 +1,11 @@
 """The pixel grid, reading rasters with their validity, writing GeoTIFFs that are whole.
 
 A pixel is valid where every band read is: not the nodata value, not masked by a mask band or by alpha, and finite.
-Nothing here ever leaves a half-written file under its final name: results are made in a hidden folder beside the
-final name and moved there when they are complete.
+Nothing here ever leaves a half-written file under its final name, see :mod:`hetecd.files`.
 """
 
 import os
 import shutil
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
+from hetecd.files import publish, replacing, staging, writing
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
@@ -225,52 +224,15 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def staging(folder: Path | str) -> Iterator[Path]:
-    """A hidden folder inside ``folder`` (made if need be) for unfinished results; gone afterwards, whatever happens.
-
-    Finished files are moved out of it with :func:`publish`. Where that fails, ``folder`` is removed again if it was
-    made here.
-
-    Raises:
-        OutputError: the folder cannot be made or is not writable.
-    """
-    folder = Path(folder).absolute()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            stage = tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True)
-        with stage as name:
-            yield Path(name)
-    except BaseException:
-        for path in made:
-            try:
-                path.rmdir()
-            except OSError:  # not empty, or never made
-                break
-        raise
-
-
-def publish(staged: Sequence[Path], folder: Path | str) -> None:
-    """Move finished files into ``folder`` under their own names, each in one step that cannot be seen half done."""
-    for path in staged:
-        target = Path(folder) / path.name
-        with writing(target):
-            path.replace(target)
-
-
-@contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turn what the system or GDAL complains of while writing ``path`` into OutputError."""
-    try:
-        yield
-    except (OSError, RasterioError, CPLE_BaseError, SystemError) as error:  # SystemError: GDAL failed without a word
-        if isinstance(error, OutputError):
-            raise
-        reason = getattr(error, "strerror", None) or one_line(error)
-        if isinstance(error, SystemError):
-            reason = "GDAL failed and gives no reason; a limit on files or disk?"
-        raise OutputError(f"{path}: cannot write it ({reason}); free space or choose another folder") from error
+def writing_gdal(path: Path | str) -> Iterator[None]:
+    """As :func:`hetecd.files.writing`, also for what GDAL complains of while writing ``path``."""
+    with writing(path):
+        try:
+            yield
+        except (RasterioError, CPLE_BaseError) as error:
+            raise OSError(one_line(error)) from error
+        except SystemError as error:
+            raise OSError("GDAL failed and gives no reason; a limit on files or disk?") from error
 
 
 def need_space(folder: Path, size_bytes: float) -> None:
@@ -317,9 +279,8 @@ def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: floa
                 dataset.write(planes)
         except (RasterioError, CPLE_BaseError, TypeError, ValueError) as error:
             raise InputError(f"{path}: {options['driver']} cannot hold this array ({one_line(error)})") from error
-        with staging(path.parent) as folder, writing(path):
-            (folder / path.name).write_bytes(memory.getbuffer())
-            publish([folder / path.name], path.parent)
+        with replacing(path) as part:
+            part.write_bytes(memory.getbuffer())
 
 
 @contextmanager
@@ -356,29 +317,29 @@ def write_cog(
     tiled["predictor"] = 3 if (smooth := np.dtype(dtype).kind == "f") else 1
     size = {"count": 1, "height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
     sums: list[tuple[int, int]] = []  # of every block: rows, checksum
-    with staging(path.parent) as folder, warnings.catch_warnings():
+    with staging(path.parent, path) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         plain, final = folder / "rows.tif", folder / path.name
-        with writing(path):
+        with writing_gdal(path):
             dataset = rasterio.open(plain, "w", driver="GTiff", dtype=dtype, nodata=nodata, **size, **deflate, **tiled)
 
         def write(rows: NDArray[Any]) -> None:
             first = sum(count for count, _ in sums)
             rows = np.ascontiguousarray(rows, dtype)
             need_space(folder, rows.nbytes)
-            with writing(path):
+            with writing_gdal(path):
                 dataset.write(rows, 1, window=((first, first + len(rows)), (0, grid.width)))
             sums.append((len(rows), zlib.crc32(rows.data)))
 
         try:
             yield write
-            with writing(path):
+            with writing_gdal(path):
                 dataset.update_tags(**(tags or {}))
         finally:
-            with writing(path):
+            with writing_gdal(path):
                 dataset.close()
         need_space(folder, 1.7 * plain.stat().st_size)  # the COG and its overviews, which are made beside it first
-        with writing(path):
+        with writing_gdal(path):
             options = {"predictor": "yes" if smooth else "no", "overview_resampling": overviews}
             rasterio.shutil.copy(plain, final, driver="COG", **options, **deflate)
             _compare(final, sums)

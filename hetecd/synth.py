@@ -20,7 +20,8 @@ from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject, transform_bounds
 from scipy import ndimage
 
-from hetecd.errors import InputError, OutputError
+from hetecd.errors import InputError
+from hetecd.files import writing
 from hetecd.raster import Grid, write_raster
 from hetecd.synth_render import View, cars, direction, render_optical, render_sar, ships, speckle
 from hetecd.synth_world import PIXEL_M, Cover, Floats, SceneKind, World, build_world, noise
@@ -250,7 +251,8 @@ def write_tiles(
         raise InputError(f"tile_px: found {tile_px}, expected 32 to the edge of the scene ({scene_px})")
     folders = [Path(root) / split / name for name in ("A", "B", "label")]
     for folder in folders:
-        _make_folder(folder)
+        with writing(folder):  # before the scenes are made, which takes longer
+            folder.mkdir(parents=True, exist_ok=True)
     names = []
     for seed in seeds:
         chosen: SceneKind = kind or ("flood" if seed % 2 else "city")
@@ -325,7 +327,6 @@ def write_pair(
     sar[~_footprint(rng, sar.shape)] = np.nan
     swath = scene.grid.window(Window(0, start, *sar.shape))
     sar, sar_grid = _to_degrees(sar, swath, pixel_m=2.5)
-    _make_folder(folder)
     files = PairFiles(folder / "optical.tif", folder / "sar.tif", folder / "label.tif")
     write_raster(files.optical, optical, grid, nodata=0)
     write_raster(files.sar, sar, sar_grid, nodata=np.nan)
@@ -348,10 +349,3 @@ def _to_degrees(image: Floats, grid: Grid, pixel_m: float) -> tuple[Floats, Grid
     )  # fmt: skip
     # Cubic resampling undershoots beside bright points; power cannot be negative.
     return np.where(out < 1e-5, np.float32(1e-5), out), target
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot make this folder ({error.strerror}); choose another one") from error

@@ -15,7 +15,8 @@ from rasterio.features import shapes
 from rasterio.warp import transform as transform_points
 from scipy import ndimage
 
-from hetecd.raster import Grid, grid_of, open_raster, publish, read_valid, staging, writing
+from hetecd.files import replacing
+from hetecd.raster import Grid, grid_of, open_raster, read_valid
 
 # An edge that is straight on the map is curved on the ground; pieces of this many pixels are short enough.
 STRAIGHT_PX = 64.0
@@ -94,29 +95,26 @@ def area_m2(polygons: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
 
 def _write_gpkg(path: Path, polygons: NDArray[Any], fields: dict[str, NDArray[Any]], crs: CRS | None) -> None:
     epsg = crs.to_epsg() if crs else None
-    with staging(path.parent) as folder:
-        staged = folder / path.name
-        with writing(path), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="'crs' was not provided")  # tiles have none
-            try:
-                pyogrio.raw.write(
-                    staged,
-                    shapely.to_wkb(polygons),
-                    list(fields.values()),
-                    list(fields),
-                    field_mask=[np.isnan(values) for values in fields.values()],
-                    layer="change",
-                    driver="GPKG",
-                    geometry_type="Polygon",
-                    crs=f"EPSG:{epsg}" if epsg else crs.to_wkt() if crs else None,
-                )
-                found = pyogrio.read_info(staged, layer="change")["features"]
-            except (
-                pyogrio.errors.DataSourceError,
-                pyogrio.errors.DataLayerError,
-                pyogrio.errors.GeometryError,
-            ) as error:
-                raise OSError(" ".join(str(error).split())) from error
-            if found != len(polygons):
-                raise OSError(f"found {found} polygons after writing {len(polygons)}")
-        publish([staged], path.parent)
+    with replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")  # tiles have none
+        try:
+            pyogrio.raw.write(
+                part,
+                shapely.to_wkb(polygons),
+                list(fields.values()),
+                list(fields),
+                field_mask=[np.isnan(values) for values in fields.values()],
+                layer="change",
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=f"EPSG:{epsg}" if epsg else crs.to_wkt() if crs else None,
+            )
+            found = pyogrio.read_info(part, layer="change")["features"]
+        except (
+            pyogrio.errors.DataSourceError,
+            pyogrio.errors.DataLayerError,
+            pyogrio.errors.GeometryError,
+        ) as error:
+            raise OSError(" ".join(str(error).split())) from error
+        if found != len(polygons):
+            raise OSError(f"found {found} polygons after writing {len(polygons)}")

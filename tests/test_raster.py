@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
-from hetecd.raster import Grid, publish, read_raster, staging, write_cog, write_raster
+from hetecd.raster import Grid, read_raster, write_cog, write_raster
 from hetecd.tiles import Window
 
 UTM = CRS.from_epsg(32633)
@@ -235,22 +235,6 @@ def test_folder_that_cannot_be_written(tmp_path):
         with pytest.raises(OutputError, match="cannot write"), write_cog(folder / "x.tif", grid(30, 40), "uint8", 255):
             pass
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_staging_leaves_nothing_behind(tmp_path):
-    def fail(error):
-        with staging(tmp_path / "a" / "b") as folder:
-            (folder / "x").write_text("half")
-            raise error
-
-    for error in (KeyboardInterrupt(), InputError("no")):
-        with pytest.raises(type(error)):
-            fail(error)
-        assert os.listdir(tmp_path) == []
-    with staging(tmp_path / "a" / "b") as folder:
-        (folder / "x").write_text("whole")
-        publish([folder / "x"], tmp_path / "a" / "b")
-    assert os.listdir(tmp_path / "a" / "b") == ["x"]
 
 
 def test_a_failed_write_keeps_the_older_file(tmp_path):

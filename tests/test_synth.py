@@ -374,7 +374,7 @@ def test_unusable_arguments_and_folders(tmp_path):
     with pytest.raises(InputError, match="tile_px: found 600"):
         write_tiles(tmp_path, "train", [1], tile_px=600)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="cannot make this folder"):
+    with pytest.raises(OutputError, match="cannot write it"):
         write_tiles(tmp_path / "file", "train", [1])
-    with pytest.raises(OutputError, match="cannot make this folder"):
+    with pytest.raises(OutputError, match="cannot write it"):
         write_pair(tmp_path / "file", 1, 64, 64)
