@@ -24,10 +24,9 @@ from rasterio.warp import transform as transform_points
 
 from hetecd.config import Role
 from hetecd.errors import InputError
-from hetecd.modality import Modality
+from hetecd.modality import Floats, Modality
 from hetecd.raster import (
     Bools,
-    Floats,
     Grid,
     alpha_band,
     check_numbers,
@@ -112,7 +111,6 @@ def open_pair(
         optical_data = stack.enter_context(open_raster(optical_path))
         sar_data = stack.enter_context(open_raster(sar_path))
         for data, modality, path in ((optical_data, optical, optical_path), (sar_data, sar, sar_path)):
-            modality.check_bands(data.count, str(path))
             check_numbers(data, modality.bands, path)
         grid, sar_grid = grid_of(optical_data), grid_of(sar_data)
         if _same_pixels(grid, sar_grid, optical_path, sar_path):

@@ -1,15 +1,15 @@
 """Map a pair of images, or a folder of tile pairs, with any predictor.
 
 A *predictor* is a callable ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``, NumPy float32 in
-and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. Neither torch nor rasterio
-is needed here; the same code serves every runtime.
+and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. Torch is not needed
+here, so the same code serves every runtime. Files are read and written by :mod:`hetecd.pair`, :mod:`hetecd.raster` and
+:mod:`hetecd.vector`.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +18,14 @@ from tqdm import tqdm
 from hetecd.config import IGNORE, Role
 from hetecd.errors import InputError
 from hetecd.files import publish, staging
-from hetecd.modality import Modality
+from hetecd.folders import TileFiles
+from hetecd.modality import MIN_PX, Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
 from hetecd.raster import write_cog, write_raster
 from hetecd.tiles import Stitcher, Window, windows
 from hetecd.vector import write_polygons
 
-Floats = NDArray[np.float32]
-Predictor = Callable[[Floats, Floats], Floats]
-
-SMALLEST_PX = 32  # what a predictor must be able to take; smaller images are padded with invalid pixels
 TILE_INVALID = 127  # in the PNG map of a tile, between 0 (unchanged) and 255 (changed), and declared transparent
-
-
-class TilePair(Protocol):
-    """A pair of tile files, as :class:`hetecd.data.TileFiles` is one."""
-
-    @property
-    def name(self) -> str:
-        """Stem of the results."""
-
-    @property
-    def before(self) -> Path:
-        """Image of the earlier date."""
-
-    @property
-    def after(self) -> Path:
-        """Image of the later date."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +115,7 @@ def predict_scene(
 
 
 def predict_folder(
-    tiles: Sequence[TilePair],
+    tiles: Sequence[TileFiles],
     predictor: Predictor,
     out_dir: Path | str,
     optical: Modality,
@@ -152,7 +133,7 @@ def predict_folder(
     both are declared as nodata, so that viewers show them transparent. A tile without any valid pixel gives just that.
 
     Args:
-        tiles: names and files, see :func:`hetecd.data.find_tiles`.
+        tiles: names and files, see :func:`hetecd.folders.find_tiles`.
         predictor: see the module.
         out_dir: made if need be; older results in it are replaced.
         optical: which bands are read from the optical tiles.
@@ -209,8 +190,8 @@ def probability_rows(
         tally: counts the windows left out.
         advance: told how many windows are done.
     """
-    if tile_px < SMALLEST_PX:
-        raise InputError(f"tile_px: found {tile_px}, expected at least {SMALLEST_PX}")
+    if tile_px < MIN_PX:
+        raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}")
     if batch < 1:
         raise InputError(f"batch: found {batch}, expected at least 1")
     height, width = pair.grid.shape
@@ -264,7 +245,7 @@ def _predict(
 
 def _pad(image: Floats) -> Floats:
     """Invalid rows and columns after an image (C, H, W) that is smaller than a predictor can take."""
-    missing = [max(0, SMALLEST_PX - size) for size in image.shape[1:]]
+    missing = [max(0, MIN_PX - size) for size in image.shape[1:]]
     if not any(missing):
         return image
     return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1])), constant_values=np.nan)

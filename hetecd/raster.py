@@ -27,10 +27,10 @@ from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
 from hetecd.files import publish, replacing, staging, writing
+from hetecd.modality import Floats
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
 
 READING = {  # in force both when a file is opened and when it is read
     # Otherwise a window read through a warp is warped by itself, rounded otherwise than the same part of the whole.
@@ -84,7 +84,7 @@ class Raster:
     """One image in memory.
 
     Attributes:
-        array: (C, H, W) in the dtype of the file, or float32 with NaN at invalid pixels where that was asked for.
+        array: (C, H, W) in the dtype of the file.
         valid: (H, W) bool, True where every band is usable.
         grid: where it lies.
     """
@@ -94,14 +94,13 @@ class Raster:
     grid: Grid
 
 
-def read_raster(path: Path | str, bands: Sequence[int] = (), float32: bool = False) -> Raster:
+def read_raster(path: Path | str, bands: Sequence[int] = ()) -> Raster:
     """Read one image of any format GDAL reads.
 
     Args:
         path: PNG, JPEG, TIFF, ... uint8, uint16, float, ...
         bands: band numbers from 1, in the order wanted, repeats allowed; empty = all but alpha. Alpha named by its
             number counts as data: GDAL calls the fourth of any four uint8 bands alpha.
-        float32: give float32 with NaN at invalid pixels instead of the dtype of the file.
 
     Raises:
         InputError: the file is missing, no raster, truncated, complex-valued, or lacks a band.
@@ -111,12 +110,10 @@ def read_raster(path: Path | str, bands: Sequence[int] = (), float32: bool = Fal
         check_numbers(dataset, numbers, path)
         array, valid = read_valid(dataset, numbers, None, path)
         grid = grid_of(dataset)
-    if float32:
-        array = to_float32(array, valid)
     return Raster(array, valid, grid)
 
 
-def to_float32(array: NDArray[Any], valid: Bools) -> NDArray[np.float32]:
+def to_float32(array: NDArray[Any], valid: Bools) -> Floats:
     """(C, H, W) of any dtype to float32 with NaN where ``valid`` (H, W) is False."""
     out = array.astype(np.float32)
     out[:, ~valid] = np.nan
@@ -165,7 +162,7 @@ def check_numbers(dataset: Any, numbers: Sequence[int], path: Path | str) -> Non
     if min(numbers) < 1 or max(numbers) > dataset.count:
         raise InputError(
             f"{path}: found {dataset.count} band{'s'[: dataset.count != 1]}, expected bands {list(numbers)} "
-            "(counted from 1); choose other bands"
+            "(counted from 1); use another file, other bands or other weights"
         )
     dtypes = {dataset.dtypes[number - 1] for number in numbers}
     if any(dtype.startswith("complex") for dtype in dtypes):

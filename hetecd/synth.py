@@ -24,7 +24,7 @@ from hetecd.errors import InputError
 from hetecd.files import writing
 from hetecd.raster import Grid, write_raster
 from hetecd.synth_render import View, cars, direction, render_optical, render_sar, ships, speckle
-from hetecd.synth_world import PIXEL_M, Cover, Floats, SceneKind, World, build_world, noise
+from hetecd.synth_world import PIXEL_M, Cover, Reals, SceneKind, World, build_world, noise
 from hetecd.tiles import Window
 
 MARGIN_PX = 44  # what stands just outside still throws its shadow and its layover into the scene
@@ -167,7 +167,7 @@ def _grid(seed: int, height_px: int, width_px: int) -> Grid:
     return Grid(CRS.from_epsg(32633), Affine(PIXEL_M, 0, east, 0, -PIXEL_M, north), height_px, width_px)
 
 
-def _kinds(world: World, view: View, traffic: list[Floats], cloud: Floats) -> NDArray[np.uint8]:
+def _kinds(world: World, view: View, traffic: list[Reals], cloud: Reals) -> NDArray[np.uint8]:
     """Every pixel's reason to look different, change before what only looks like one."""
     before, after = world.cover(after=False), world.cover(after=True)
     lots = world.lots
@@ -188,7 +188,7 @@ def _kinds(world: World, view: View, traffic: list[Floats], cloud: Floats) -> ND
     return kinds
 
 
-def _clouds(optical: Floats, view: View, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _clouds(optical: Reals, view: View, rng: np.random.Generator) -> tuple[Reals, Reals]:
     """Cumulus over 3 to 12 % of the scene and its shadow; also their coverage (H, W)."""
     shape = optical.shape[1:]
     puff = noise(rng, shape, 60, 3.6)
@@ -334,7 +334,7 @@ def write_pair(
     return files
 
 
-def _to_degrees(image: Floats, grid: Grid, pixel_m: float) -> tuple[Floats, Grid]:
+def _to_degrees(image: Reals, grid: Grid, pixel_m: float) -> tuple[Reals, Grid]:
     """Resample (H, W) power from a UTM grid to EPSG:4326, with pixels of about ``pixel_m`` on the ground."""
     crs = CRS.from_epsg(4326)
     left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)

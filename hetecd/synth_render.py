@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hetecd.synth_world import CORE, FIELDS, HOUSES, INDUSTRY, PIXEL_M, SLABS, ZONES, Bools, Floats, World, dots, noise
+from hetecd.synth_world import CORE, FIELDS, HOUSES, INDUSTRY, PIXEL_M, SLABS, ZONES, Bools, Reals, World, dots, noise
 
 GRASS = (0.030, 0.068, 0.038, 0.38)
 CROWN = (0.018, 0.036, 0.024, 0.27)
@@ -58,7 +58,7 @@ def direction(azimuth_deg: float) -> tuple[float, float]:
     return float(-np.cos(a)), float(np.sin(a))
 
 
-def hidden(height: Floats, towards: tuple[float, float], rise_m: float) -> Floats:
+def hidden(height: Reals, towards: tuple[float, float], rise_m: float) -> Reals:
     """How far each point lies below the line of sight to a source, in metres; 0 where it is lit.
 
     Args:
@@ -76,7 +76,7 @@ def hidden(height: Floats, towards: tuple[float, float], rise_m: float) -> Float
     return reach - height
 
 
-def _mix(a: Floats, b: tuple[float, ...] | Floats, share: Floats) -> Floats:
+def _mix(a: Reals, b: tuple[float, ...] | Reals, share: Reals) -> Reals:
     """Blend (4, H, W) towards a colour, or an image, by a coverage (H, W)."""
     b = np.asarray(b, np.float32)
     return a + (b[:, None, None] - a if b.ndim == 1 else b - a) * share
@@ -87,7 +87,7 @@ def _leaf(day: float) -> float:
     return float(np.clip(1.6 * np.sin((day - 75) / 365 * 2 * np.pi) + 0.55, 0, 1))
 
 
-def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Floats:
+def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Reals:
     """Reflectance of the roofs, (N, 4)."""
     palette = np.array([
         [0.055, 0.080, 0.165, 0.23],  # red tiles
@@ -108,7 +108,7 @@ def _roofs(rng: np.random.Generator, zone: NDArray[np.int64]) -> Floats:
     return (palette[choice] * rng.normal(1, 0.14, (len(zone), 1)).clip(0.6, 1.5)).astype(np.float32)
 
 
-def _ground(world: World, rng: np.random.Generator) -> Floats:
+def _ground(world: World, rng: np.random.Generator) -> Reals:
     """Reflectance (4, H, W) of fields, lawns and bare lots at the optical date."""
     lots, shape = world.lots, world.lot.shape
     patch, grain = noise(rng, shape, 30, 3.4), noise(rng, shape, 4, 2.0)
@@ -120,7 +120,7 @@ def _ground(world: World, rng: np.random.Generator) -> Floats:
     return image
 
 
-def _water(world: World, rng: np.random.Generator) -> Floats:
+def _water(world: World, rng: np.random.Generator) -> Reals:
     """Reflectance (4, H, W) of water: clear and dark to brown with silt."""
     shape = world.lot.shape
     silt = np.clip(rng.uniform(0, 0.9) + 0.12 * noise(rng, shape, 80, 4.0), 0, 1)
@@ -128,7 +128,7 @@ def _water(world: World, rng: np.random.Generator) -> Floats:
     return _mix(np.broadcast_to(clear[:, None, None], (4, *shape)), (0.075, 0.098, 0.092, 0.045), silt)
 
 
-def ships(world: World, rng: np.random.Generator) -> Floats:
+def ships(world: World, rng: np.random.Generator) -> Reals:
     """Coverage of ships, of which there are few, on water wide enough; new places at every call."""
     y, x = (
         np.broadcast_to(a, world.lot.shape).astype(np.float32) for a in np.ogrid[tuple(map(slice, world.lot.shape))]
@@ -140,7 +140,7 @@ def ships(world: World, rng: np.random.Generator) -> Floats:
     return (np.clip(dome * 2, 0, 1) * (chance < 0.12) * wide).astype(np.float32)
 
 
-def cars(world: World, rng: np.random.Generator) -> Floats:
+def cars(world: World, rng: np.random.Generator) -> Reals:
     """Coverage of vehicles on streets and sealed lots; new places at every call."""
     y, x = (
         np.broadcast_to(a, world.lot.shape).astype(np.float32) for a in np.ogrid[tuple(map(slice, world.lot.shape))]
@@ -151,7 +151,7 @@ def cars(world: World, rng: np.random.Generator) -> Floats:
     return (np.clip(0.9 * dome, 0, 1) * (chance < 0.13 * place * (world.footprint < 0.1))).astype(np.float32)
 
 
-def render_optical(world: World, view: View, rng: np.random.Generator, traffic: Floats) -> Floats:
+def render_optical(world: World, view: View, rng: np.random.Generator, traffic: Reals) -> Reals:
     """Reflectance (4, H, W) at the optical date: blue, green, red, near infrared, 0 to 1.
 
     Args:
@@ -199,12 +199,12 @@ def render_optical(world: World, view: View, rng: np.random.Generator, traffic: 
     return np.clip(image, 1e-4, 1.2).astype(np.float32)
 
 
-def _db(value: Floats | float) -> Floats:
+def _db(value: Reals | float) -> Reals:
     """Decibel to linear power."""
     return np.power(10, np.asarray(value, np.float32) / 10)
 
 
-def _surface(world: World, view: View, rng: np.random.Generator) -> Floats:
+def _surface(world: World, view: View, rng: np.random.Generator) -> Reals:
     """Backscatter (H, W, linear) of the ground and of water at the SAR date, before anything stands on it."""
     lots, shape = world.lots, world.lot.shape
     texture = noise(rng, shape, 24, 3.2)
@@ -227,7 +227,7 @@ def _surface(world: World, view: View, rng: np.random.Generator) -> Floats:
     return ground * np.where(still > 0.5, 1, np.clip(1 + 2.5 * facing, 0.3, 3))
 
 
-def _scatter(image: Floats, row: Floats, col: Floats, power: Floats) -> None:
+def _scatter(image: Reals, row: Reals, col: Reals, power: Reals) -> None:
     """Add the power of points at fractional pixels to an image, in place."""
     H, W = image.shape
     r, c = np.floor(row).astype(np.int64), np.floor(col).astype(np.int64)
@@ -238,7 +238,7 @@ def _scatter(image: Floats, row: Floats, col: Floats, power: Floats) -> None:
             image += np.bincount(at, part, H * W).reshape(H, W).astype(np.float32)
 
 
-def _walls(image: Floats, height: Floats, built: Bools, strength: Floats, view: View) -> None:
+def _walls(image: Reals, height: Reals, built: Bools, strength: Reals, view: View) -> None:
     """Add walls that face the sensor and the corner they form with the ground, in place."""
     dr, dc = view.look
     ahead = ndimage.shift(height, (dr, dc), order=1, mode="nearest")
@@ -260,7 +260,7 @@ def _walls(image: Floats, height: Floats, built: Bools, strength: Floats, view: 
         _scatter(image, (row - t * dr)[seen], (col - t * dc)[seen], (0.16 * reach * (0.4 + bounce))[seen])
 
 
-def render_sar(world: World, view: View, rng: np.random.Generator, traffic: Floats) -> Floats:
+def render_sar(world: World, view: View, rng: np.random.Generator, traffic: Reals) -> Reals:
     """Backscatter sigma0 (H, W, linear power) at the SAR date, speckle-free, and already misregistered.
 
     Args:
@@ -298,7 +298,7 @@ def render_sar(world: World, view: View, rng: np.random.Generator, traffic: Floa
     return ndimage.shift(image, view.shift_px, order=1, mode="nearest")
 
 
-def speckle(power: Floats, looks: float, rng: np.random.Generator) -> Floats:
+def speckle(power: Reals, looks: float, rng: np.random.Generator) -> Reals:
     """Multiply by gamma noise of mean 1 and variance 1 / looks, neighbours slightly correlated as after resampling."""
     kernel = np.array([0.14, 0.72, 0.14], np.float32)
     weights = np.outer(kernel, kernel) / kernel.sum() ** 2

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-Floats = NDArray[np.floating[Any]]
+Reals = NDArray[np.floating[Any]]  # of either precision
 Bools = NDArray[np.bool_]
 SceneKind = Literal["city", "flood"]
 PIXEL_M = 3.0
@@ -63,16 +63,16 @@ class Lots:
     """One row per lot: what stands there."""
 
     zone: NDArray[np.int64]
-    half: Floats  # (N, 2) half sizes of the building, pixels
-    height_m: Floats
+    half: Reals  # (N, 2) half sizes of the building, pixels
+    height_m: Reals
     gable: Bools
-    ground: Floats  # (N, 4) reflectance of the bare ground: blue, green, red, near infrared
-    green_before: Floats  # share of green vegetation, 0 to 1
-    green_after: Floats
-    bare_db: Floats  # backscatter of the bare ground
-    rows: Floats  # how strongly the field shows rows
+    ground: Reals  # (N, 4) reflectance of the bare ground: blue, green, red, near infrared
+    green_before: Reals  # share of green vegetation, 0 to 1
+    green_after: Reals
+    bare_db: Reals  # backscatter of the bare ground
+    rows: Reals  # how strongly the field shows rows
     pond: Bools  # fish pond or paddy: water on both dates
-    tree_density: Floats
+    tree_density: Reals
     hedge: Bools
     built_before: Bools
     built_after: Bools
@@ -84,23 +84,23 @@ class World:
 
     lot: NDArray[np.int64]  # row of `lots`
     lots: Lots
-    across: Floats  # position in the building across its ridge, -1 to 1
-    stripe: Floats  # coordinate along which field rows alternate
-    footprint: Floats  # coverage of every building that ever stands
-    street: Floats
-    arterial: Floats
-    crown: Floats  # coverage of trees
-    tree_m: Floats  # height of trees
-    water: Floats  # coverage of water on both dates
-    flood_m: Floats  # depth of the flood, 0 where dry or water anyway
-    terrain_m: Floats
-    moist: Floats  # 0 to 1, rain on the ground at the SAR date
+    across: Reals  # position in the building across its ridge, -1 to 1
+    stripe: Reals  # coordinate along which field rows alternate
+    footprint: Reals  # coverage of every building that ever stands
+    street: Reals
+    arterial: Reals
+    crown: Reals  # coverage of trees
+    tree_m: Reals  # height of trees
+    water: Reals  # coverage of water on both dates
+    flood_m: Reals  # depth of the flood, 0 where dry or water anyway
+    terrain_m: Reals
+    moist: Reals  # 0 to 1, rain on the ground at the SAR date
 
-    def building(self, after: bool) -> Floats:
+    def building(self, after: bool) -> Reals:
         """Coverage of the buildings that stand at a date."""
         return self.footprint * (self.lots.built_after if after else self.lots.built_before)[self.lot]
 
-    def height_m(self, after: bool) -> Floats:
+    def height_m(self, after: bool) -> Reals:
         """Height of buildings and trees above ground at a date, metres."""
         house = self.lots.height_m[self.lot] * (self.building(after) > 0.5)
         return np.maximum(house, self.tree_m).astype(np.float32)
@@ -118,7 +118,7 @@ class World:
         return cover
 
 
-def noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, power: float = 3.0) -> Floats:
+def noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, power: float = 3.0) -> Reals:
     """Fractal noise of mean 0 and standard deviation 1; ``scale_px`` is the size of its largest patches."""
     rows, cols = (fft.next_fast_len(n, real=True) for n in shape)
     spectrum = fft.rfft2(rng.standard_normal((rows, cols), dtype=np.float32))
@@ -129,7 +129,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, pow
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def hashed(row: NDArray[np.integer[Any]], col: NDArray[np.integer[Any]], salt: int) -> Floats:
+def hashed(row: NDArray[np.integer[Any]], col: NDArray[np.integer[Any]], salt: int) -> Reals:
     """A number in [0, 1) that depends on two integers only: the same cell answers the same to all its pixels."""
     x = row.astype(np.uint32) * np.uint32(0x85EBCA6B) + col.astype(np.uint32) * np.uint32(0xC2B2AE35)
     x += np.uint32(salt * 0x9E3779B9 & 0xFFFFFFFF)
@@ -140,7 +140,7 @@ def hashed(row: NDArray[np.integer[Any]], col: NDArray[np.integer[Any]], salt: i
     return (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def dots(y: Floats, x: Floats, cell: float, radius: tuple[float, float], salt: int) -> tuple[Floats, Floats]:
+def dots(y: Reals, x: Reals, cell: float, radius: tuple[float, float], salt: int) -> tuple[Reals, Reals]:
     """One round dot per grid cell, at a random place within it.
 
     Returns:
@@ -155,10 +155,10 @@ def dots(y: Floats, x: Floats, cell: float, radius: tuple[float, float], salt: i
     return dome, hashed(row, col, salt + 3)
 
 
-def _districts(y: Floats, x: Floats, salt: int) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _districts(y: Reals, x: Reals, salt: int) -> tuple[NDArray[np.int64], Reals, Reals]:
     """Cells around random centres: number of the district, its centre (N, 2), distance of each pixel to the edge."""
 
-    def centre(which: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
+    def centre(which: NDArray[np.integer[Any]]) -> tuple[Reals, Reals]:
         r, c = row + which // 3 - 1, col + which % 3 - 1
         return (r + 0.15 + 0.7 * hashed(r, c, salt)) * DISTRICT, (c + 0.15 + 0.7 * hashed(r, c, salt + 1)) * DISTRICT
 
@@ -180,7 +180,7 @@ def _districts(y: Floats, x: Floats, salt: int) -> tuple[NDArray[np.int64], Floa
     return inverse.reshape(y.shape), centres, edge
 
 
-def _zones(rng: np.random.Generator, centres: Floats, kind: SceneKind) -> NDArray[np.int64]:
+def _zones(rng: np.random.Generator, centres: Reals, kind: SceneKind) -> NDArray[np.int64]:
     """Kind of every district: in a city dense towards one point and open far from it, in the country at random."""
     mix = np.asarray(CITY_MIX if kind == "city" else FLOOD_MIX)
     count = len(centres)
@@ -199,25 +199,25 @@ class _Plan(NamedTuple):
 
     lot: NDArray[np.int64]
     first: NDArray[np.int64]  # a pixel of every lot, flat
-    block_hash: Floats  # (N,) random, the same for all lots of a block
-    along: Floats  # offset from the centre of the lot, pixels
-    up: Floats
-    size: tuple[Floats, Floats]  # of the lot, pixels
-    street: Floats
-    depth: Floats  # distance to the edge of the block
-    edge: Floats  # distance to the edge of the district
+    block_hash: Reals  # (N,) random, the same for all lots of a block
+    along: Reals  # offset from the centre of the lot, pixels
+    up: Reals
+    size: tuple[Reals, Reals]  # of the lot, pixels
+    street: Reals
+    depth: Reals  # distance to the edge of the block
+    edge: Reals  # distance to the edge of the district
     zone: NDArray[np.int64]
 
-    def border(self) -> Floats:
+    def border(self) -> Reals:
         """Distance to the edge of the lot."""
         return np.minimum(self.size[0] / 2 - np.abs(self.along), self.size[1] / 2 - np.abs(self.up))
 
-    def per_lot(self, values: NDArray[Any]) -> Floats:
+    def per_lot(self, values: NDArray[Any]) -> Reals:
         """Sum of a (H, W) array over every lot."""
         return np.bincount(self.lot.ravel(), values.ravel(), len(self.first)).astype(np.float32)
 
 
-def _plan(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind, salt: int) -> _Plan:
+def _plan(rng: np.random.Generator, y: Reals, x: Reals, kind: SceneKind, salt: int) -> _Plan:
     """Districts, blocks and lots, on slightly bent coordinates."""
     bend = [9 * noise(rng, y.shape, 260, 5.0) for _ in range(2)]
     y, x = y + bend[0], x + bend[1]
@@ -254,7 +254,7 @@ def _plan(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind, salt:
     )  # fmt: skip
 
 
-def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> tuple[Floats, Floats, Floats]:
+def _water(rng: np.random.Generator, y: Reals, x: Reals, kind: SceneKind) -> tuple[Reals, Reals, Reals]:
     """Coverage of the river and of the lakes, and height of the ground above the river (metres)."""
     shape = y.shape
     middle = np.array(shape) / 2 + rng.normal(0, 0.12 * min(shape), 2)
@@ -283,7 +283,7 @@ def _water(rng: np.random.Generator, y: Floats, x: Floats, kind: SceneKind) -> t
     return river.astype(np.float32), lake.astype(np.float32), above.astype(np.float32)
 
 
-def _flood(rng: np.random.Generator, above: Floats, dry: Bools, scene: tuple[slice, slice]) -> Floats:
+def _flood(rng: np.random.Generator, above: Reals, dry: Bools, scene: tuple[slice, slice]) -> Reals:
     """Depth of the flood in metres, 0 where there is none; it covers 12 to 30 % of the scene."""
     floor = np.where(dry, np.inf, above)
     level = np.quantile(floor[scene], rng.uniform(0.13, 0.30))
@@ -294,7 +294,7 @@ def _flood(rng: np.random.Generator, above: Floats, dry: Bools, scene: tuple[sli
     return np.where(wet, np.maximum(level - above, 0.01), 0).astype(np.float32)
 
 
-def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[float, float]) -> dict[str, Floats]:
+def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[float, float]) -> dict[str, Reals]:
     """Bare reflectance and backscatter of each lot, and how green it is on both dates (``season``: day of the year)."""
     n = len(zone)
     palette = np.array([
@@ -328,9 +328,7 @@ def _grounds(rng: np.random.Generator, zone: NDArray[np.int64], season: tuple[fl
     }
 
 
-def _states(
-    rng: np.random.Generator, area: Floats, block: Floats, scene_px: int, kind: SceneKind
-) -> tuple[Bools, Bools]:
+def _states(rng: np.random.Generator, area: Reals, block: Reals, scene_px: int, kind: SceneKind) -> tuple[Bools, Bools]:
     """Which buildings stand before and after; lots of one block tend to share their fate."""
     n = len(area)
     if kind == "flood":
@@ -350,7 +348,7 @@ def _states(
     return np.array([f[1] for f in fates])[fate], np.array([f[2] for f in fates])[fate]
 
 
-def _buildings(rng: np.random.Generator, plan: _Plan, zone: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
+def _buildings(rng: np.random.Generator, plan: _Plan, zone: NDArray[np.int64]) -> tuple[Reals, Reals, Reals, Reals]:
     """Half sizes, offsets and heights per lot, and the coverage of all buildings."""
     n = len(zone)
     lot_size = np.stack([extent.ravel()[plan.first] for extent in plan.size], axis=1)
@@ -377,8 +375,8 @@ def _buildings(rng: np.random.Generator, plan: _Plan, zone: NDArray[np.int64]) -
 
 
 def _water_and_roads(
-    plan: _Plan, river: Floats, lake: Floats, pond: Bools, kind: SceneKind
-) -> tuple[Floats, Floats, Floats]:
+    plan: _Plan, river: Reals, lake: Reals, pond: Bools, kind: SceneKind
+) -> tuple[Reals, Reals, Reals]:
     """Coverage of water, of streets and of arterial roads, which alone cross rivers."""
     ponds = pond[plan.lot]
     water = np.maximum(np.maximum(river, lake), np.clip(plan.border() - 1.5, 0, 1) * ponds)
@@ -390,7 +388,7 @@ def _water_and_roads(
     return water.astype(np.float32), street.astype(np.float32), (arterial * ~sunk[number]).astype(np.float32)
 
 
-def _whole(plan: _Plan, footprint: Floats, half: Floats, water: Floats) -> Floats:
+def _whole(plan: _Plan, footprint: Reals, half: Reals, water: Reals) -> Reals:
     """Drop the buildings that an arterial road cuts in half or that would stand in the water."""
     zone = plan.zone.ravel()[plan.first]
     footprint = footprint * (plan.edge > 4.2)
@@ -400,7 +398,7 @@ def _whole(plan: _Plan, footprint: Floats, half: Floats, water: Floats) -> Float
     return (footprint * stays[plan.lot]).astype(np.float32)
 
 
-def _across(plan: _Plan, half: Floats, shift: Floats) -> Floats:
+def _across(plan: _Plan, half: Reals, shift: Reals) -> Reals:
     """Position across the ridge of the roof, -1 to 1."""
     lengthwise = (half[:, 0] > half[:, 1])[plan.lot]
     offset = np.where(lengthwise, plan.up - shift[:, 1][plan.lot], plan.along - shift[:, 0][plan.lot])
@@ -408,9 +406,7 @@ def _across(plan: _Plan, half: Floats, shift: Floats) -> Floats:
     return np.where(plan.zone == CORE, 1 - 2 * np.clip(plan.depth / CORE_DEPTH, 0, 1), across).astype(np.float32)
 
 
-def _trees(
-    plan: _Plan, lots: Lots, y: Floats, x: Floats, clump: Floats, free: Floats, salt: int
-) -> tuple[Floats, Floats]:
+def _trees(plan: _Plan, lots: Lots, y: Reals, x: Reals, clump: Reals, free: Reals, salt: int) -> tuple[Reals, Reals]:
     """Coverage of crowns and their height in metres; ``free`` is 1 on ground where a tree can stand."""
     dome, chance = dots(y, x, 4.2, (1.5, 2.1), salt)
     other, other_chance = dots(y + 2.1, x + 2.1, 3.4, (1.1, 1.7), salt + 10)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hetecd.errors import InputError
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float32]  # as in hetecd.modality
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyogrio
@@ -15,10 +13,11 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
+from hetecd.folders import TileFiles
 from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_folder, predict_scene, probability_rows
-from hetecd.raster import Grid, read_raster, write_raster
+from hetecd.raster import Grid, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 
 OPTICAL = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_005_000), 200, 260)
@@ -142,12 +141,6 @@ def test_no_seams_from_a_predictor_that_is_bad_near_borders(pair):
 
 
 def tile_folder(folder, shapes):
-    @dataclass(frozen=True)
-    class Tile:
-        name: str
-        before: Path
-        after: Path
-
     tiles = []
     for number, shape in enumerate(shapes):
         rng = np.random.default_rng(number)
@@ -156,7 +149,7 @@ def tile_folder(folder, shapes):
         sar = rng.exponential(20, (1, *shape)).astype(np.float32)
         sar[:, :5, :5] = np.nan
         write_raster(paths[1], sar, Grid(None, Affine.identity(), *shape))
-        tiles.append(Tile(f"tile{number}", *paths))
+        tiles.append(TileFiles(f"tile{number}", *paths))
     return tiles
 
 
@@ -186,8 +179,8 @@ def test_folder_of_tiles(tmp_path):
     assert (summary.windows, len(summary.outputs)) == (4, 8)
     valid_pixels = changed = 0
     for tile in tiles:
-        optical, sar = read_raster(tile.before, float32=True), read_raster(tile.after, float32=True)
-        expected = pointwise(optical.array[None], sar.array[None])[0]
+        optical, sar = read_raster(tile.before), read_raster(tile.after)
+        expected = pointwise(*(to_float32(image.array, image.valid)[None] for image in (optical, sar)))[0]
         change = np.asarray(Image.open(tmp_path / "out" / f"{tile.name}.png"))
         assert np.array_equal(change, np.where(sar.valid, np.where(expected >= 0.6, 255, 0), 127))
         level = read_raster(tmp_path / "out" / "probability" / f"{tile.name}.png")

@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
-from hetecd.raster import Grid, read_raster, write_cog, write_raster
+from hetecd.raster import Grid, read_raster, to_float32, write_cog, write_raster
 from hetecd.tiles import Window
 
 UTM = CRS.from_epsg(32633)
@@ -71,12 +71,14 @@ def test_nodata_value(tmp_path, dtype, nodata):
     image[:, :5] = nodata
     image[1, 20, 20] = nodata  # one band is enough: its value cannot be used
     write_raster(tmp_path / "x.tif", image, grid(30, 40), nodata=nodata)
-    raster = read_raster(tmp_path / "x.tif", float32=True)
+    raster = read_raster(tmp_path / "x.tif")
     expected = np.ones((30, 40), bool)
     expected[:5] = expected[20, 20] = False
     assert np.array_equal(raster.valid, expected)
-    assert np.isnan(raster.array[:, ~expected]).all()
-    assert np.array_equal(raster.array[:, expected], image[:, expected].astype(np.float32))
+    assert np.array_equal(raster.array, image, equal_nan=dtype == "float32")
+    raw = to_float32(raster.array, raster.valid)
+    assert np.isnan(raw[:, ~expected]).all()
+    assert np.array_equal(raw[:, expected], image[:, expected].astype(np.float32))
     assert read_raster(tmp_path / "x.tif", (1,)).valid[20, 20]
 
 
