@@ -1,8 +1,11 @@
 """Random variants of a training tile: one geometry for both dates and the label, radiometry per modality.
 
 Works on normalised tensors (about [0, 1], see :meth:`hetecd.modality.Modality.normalise`) and is a function of its
-arguments and the generator alone. The published recipe (HeteCD, Jing et al. 2025) is flip 0.5, rotate90 off, scale
-1.2, blur_px 1, and 0.3 for optical_jitter, optical_hue, sar_jitter and sar_hue; see :func:`augment` for what differs.
+arguments and the generator alone. Three bands are red, green, blue; four or more start with blue, green, red, as
+satellites store them (:func:`hetecd.figures.picture` goes by the same rule).
+
+The published recipe (HeteCD, Jing et al. 2025) is flip 0.5, rotate90 off, scale 1.2, blur_px 1, and 0.3 for
+optical_jitter, optical_hue, sar_jitter and sar_hue; see :func:`augment` for what differs.
 """
 
 import math
@@ -38,7 +41,8 @@ def augment(
     contrast, saturation and hue come in this order and are clipped once, at the end.
 
     Args:
-        optical: (Co, H, W) float32 normalised; with three or more bands the first three are red, green, blue.
+        optical: (Co, H, W) float32 normalised; three bands are red, green, blue, four or more start with blue, green,
+            red, in the order the network reads them.
         sar: (Cs, H, W) float32 normalised.
         label: (H, W) uint8, 0 / 1 / 255. Where it is 255 and all bands of a date are 0, the date is taken to be
             invalid and stays 0.
@@ -83,19 +87,21 @@ def _geometry(
     row = int(torch.randint(height - h + 1, (), generator=rng))
     col = int(torch.randint(width - w + 1, (), generator=rng))
 
+    window = (slice(None), slice(row, row + h), slice(col, col + w))
     out = []
-    for image in (optical, sar, label[None]):
-        part = image[None, :, row : row + h, col : col + w]
-        if (h, w) == (height, width):
-            full = part.clone()
-        elif image.is_floating_point():
-            full = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
-        else:
-            full = F.interpolate(part, (height, width), mode="nearest-exact")
+    # Both dates at once: bilinear resampling of three channels takes as long as of six.
+    for part in (torch.cat([optical[window], sar[window]])[None], label[None][window][None].clone()):
+        full = part
+        if (h, w) != (height, width):
+            if part.is_floating_point():
+                full = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+            else:
+                full = F.interpolate(part, (height, width), mode="nearest-exact")
         if axes:
             full = full.flip(axes)
         out.append(full.rot90(turns, (-2, -1)).contiguous()[0] if turns else full[0])
-    return out[0], out[1], out[2][0]
+    images, labels = out
+    return images[: len(optical)], images[len(optical) :], labels[0]
 
 
 def _hole(image: Tensor, ignored: Tensor) -> Tensor | None:
@@ -144,15 +150,14 @@ def _jitter(
     """
     brightness, contrast, vivid = (_uniform(rng, 1 - s, 1 + s) for s in (share, share, saturation))
     turn = _uniform(rng, -hue, hue)
+    bands = len(image)
     if share > 0 or saturation > 0:
-        bands = len(image)
-        rgb = bands >= 3
         mean = image.mean((1, 2))
-        if rgb:
-            mean[:3] = mean[:3] @ torch.tensor(GREY)
         matrix = torch.eye(bands)
-        if rgb:
-            matrix[:3, :3] = vivid * matrix[:3, :3] + (1 - vivid) * torch.tensor(GREY)
+        if bands >= 3:
+            luma = torch.tensor(GREY if bands == 3 else GREY[::-1])
+            mean[:3] = mean[:3] @ luma
+            matrix[:3, :3] = vivid * matrix[:3, :3] + (1 - vivid) * luma
         if span_db:  # gain is a shift in dB
             shift = DB_PER_NEPER * math.log(brightness) / torch.tensor(span_db)
             offset = (1 - contrast) * mean + shift
@@ -160,32 +165,29 @@ def _jitter(
         else:
             offset = (1 - contrast) * brightness * mean
             image = torch.addmm(offset[:, None], matrix * (contrast * brightness), image.flatten(1)).view_as(image)
-    if hue > 0 and len(image) >= 3:
-        image = torch.cat([_turn_hue(image[:3], turn), image[3:]])
+    if hue > 0 and bands == 3:
+        image = _turn_hue(image, turn)
+    elif hue > 0 and bands > 3:
+        # To exchange red and blue is to mirror the circle.
+        image = torch.cat([_turn_hue(image[:3], -turn), image[3:]])
     return image
 
 
 def _turn_hue(rgb: Tensor, turn: float) -> Tensor:
-    """Turn the hue of (3, H, W) by a share of the circle at constant HSV value and chroma.
+    """Turn the hue of red, green, blue (3, H, W) by a share of the circle at constant HSV value and chroma.
 
     Only differences of bands enter, so values outside [0, 1] are no obstacle.
     """
     high, low = rgb.amax(0), rgb.amin(0)
     chroma = high - low
     red, green, blue = rgb
-    scale = 1 / chroma.clamp_min(1e-12)
-    # Hue in sixths of the circle, from red.
-    hue = torch.where(
-        high == red,
-        (green - blue) * scale,
-        torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
-    )
-    hue += 6 * turn
-    out = torch.empty_like(rgb)
-    for band, start in enumerate((5.0, 3.0, 1.0)):
-        k = torch.remainder(hue + start, 6.0)
-        torch.sub(high, chroma * torch.minimum(k, 4 - k).clamp_(0, 1), out=out[band])
-    return out
+    # Hue in sixths of the circle, from red, by whichever band is highest: a sign is 0 where its band is, else 1. With
+    # torch.where, which guesses at branches, noisy images take several times as long.
+    hue = torch.lerp(blue - red + 2 * chroma, red - green + 4 * chroma, (high - green).sign_())
+    hue = torch.lerp(green - blue, hue, (high - red).sign_())
+    hue = (hue / chroma.clamp_min(1e-12) + 6 * turn).remainder_(6.0)
+    shares = torch.stack([(hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()]).clamp_(0, 1)
+    return torch.addcmul(low, chroma, shares)
 
 
 def _speckle(sar: Tensor, config: TrainConfig, rng: torch.Generator, span_db: Sequence[float]) -> Tensor:

@@ -134,18 +134,31 @@ def test_invalid_pixels_stay_zero() -> None:
         assert (out[0][:, :, 44:] != 0).all()
 
 
-def test_jitter_moves_what_it_says() -> None:
-    image = torch.rand(4, 32, 32, generator=generator())
-    grey = torch.einsum("c,chw->hw", torch.tensor(GREY), image[:3])
+@pytest.mark.parametrize(("bands", "luma"), [(3, GREY), (4, GREY[::-1])])
+def test_jitter_moves_what_it_says(bands: int, luma: tuple[float, float, float]) -> None:
+    image = torch.rand(bands, 32, 32, generator=generator())
+    grey = torch.einsum("c,chw->hw", torch.tensor(luma), image[:3])
     g = generator(5)
     brightness, contrast, vivid = (1 - 0.2 + 0.4 * torch.rand((), generator=g) for _ in range(3))
     # The same by steps, as colour jitter is usually written.
     step = image * brightness
-    means = torch.cat([(grey * brightness).mean().expand(3), step[3].mean()[None]])[:, None, None]
+    means = torch.cat([(grey * brightness).mean().expand(3), step[3:].mean((1, 2))])[:, None, None]
     step = contrast * step + (1 - contrast) * means
-    step_grey = torch.einsum("c,chw->hw", torch.tensor(GREY), step[:3])
+    step_grey = torch.einsum("c,chw->hw", torch.tensor(luma), step[:3])
     step[:3] = vivid * step[:3] + (1 - vivid) * step_grey
     assert torch.allclose(_jitter(image, 0.2, 0.2, 0, generator(5)), step, atol=1e-6)
+
+
+def test_three_bands_are_rgb_and_four_start_with_bgr() -> None:
+    rgb = torch.rand(3, 32, 32, generator=generator())
+    infrared = torch.rand(1, 32, 32, generator=generator(1))
+    bgr = torch.cat([rgb.flip(0), infrared])
+    for seed in range(5):
+        three = _jitter(rgb, 0.3, 0.3, 0.3, generator(seed))
+        four = _jitter(bgr, 0.3, 0.3, 0.3, generator(seed))
+        assert torch.allclose(four[:3].flip(0), three, atol=1e-5)
+        only_hue = _jitter(bgr, 0, 0, 0.3, generator(seed))
+        assert torch.equal(only_hue[3:], infrared)
 
 
 def test_gain_in_db_is_a_shift_and_contrast_keeps_the_mean() -> None:
