@@ -43,13 +43,15 @@ def write_polygons(change_path: Path | str, probability_path: Path | str, out_pa
     with open_raster(change_path) as dataset:
         grid = grid_of(dataset)
         changed = read_valid(dataset, (1,), None, change_path)[0][0] == 1
-    groups, count = ndimage.label(changed)
+    # A scene is large and little of it has changed: of everything but the groups only changed pixels are kept.
     with open_raster(probability_path) as dataset:
-        probability = read_valid(dataset, (1,), None, probability_path)[0][0]
-    # Group 0 is what has not changed and may be NaN; its sum is not used.
-    sums = np.bincount(groups.ravel(), weights=probability.ravel(), minlength=count + 1)[1:]
-    area_px = np.bincount(groups.ravel(), minlength=count + 1)[1:]
-    polygons = group_polygons(groups.astype(np.int32), count, grid)
+        probability = read_valid(dataset, (1,), None, probability_path)[0][0][changed]
+    groups, count = ndimage.label(changed, output=np.int32)
+    members = groups[changed]
+    del changed
+    area_px = np.bincount(members, minlength=count + 1)[1:]
+    sums = np.bincount(members, weights=probability, minlength=count + 1)[1:]
+    polygons = group_polygons(groups, count, grid)
     area = area_m2(polygons, grid)
     fields: dict[str, NDArray[Any]] = {
         "area_m2": area,
