@@ -83,8 +83,10 @@ class Modality:
         x = to_db(raw) if self.db else raw
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.asarray(self.high, np.float32)[:, None, None] - low
-        x = (x - low) / span
-        return np.where(np.isfinite(x), np.clip(x, *CLIP), np.float32(0)).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # an undeclared nodata of -3.4e38; it is clipped
+            x = (x - low) / span
+        # Of the raw values, as the floor of dB hides minus infinity.
+        return np.where(np.isfinite(raw), np.clip(x, *CLIP), np.float32(0)).astype(np.float32, copy=False)
 
 
 def to_db(power: Floats) -> Floats:
@@ -101,10 +103,11 @@ def uint8_modality(bands: tuple[int, ...]) -> Modality:
 def fit_modality(
     images: list[Floats], bands: tuple[int, ...], db: bool = False, gsd_m: float | None = None
 ) -> Modality:
-    """Robust range per band over a sample of training images.
+    """Robust range per band over a sample of training images: the 1st and 99th percentile become 0 and 1.
 
     Args:
-        images: raw (C, H, W) float32 arrays, NaN = invalid, channels already in the order of ``bands``.
+        images: raw (C, H, W) float32 arrays, NaN = invalid, channels already in the order of ``bands``. Every pixel is
+            looked at, so thin out large images before.
         bands: band numbers in the file, kept in the contract.
         db: the values are linear power; the range is taken in dB.
         gsd_m: ground sampling distance in metres, if known.
@@ -114,8 +117,7 @@ def fit_modality(
     """
     low, high = [], []
     for channel, band in enumerate(bands):
-        # A sample of every image is as good as all of it, and keeps memory flat on large data sets.
-        values = np.concatenate([im[channel].ravel()[:: max(1, im[channel].size // 20_000)] for im in images])
+        values = np.concatenate([image[channel].ravel() for image in images])
         values = values[np.isfinite(values)]
         if db:
             values = to_db(values)
