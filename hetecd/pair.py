@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio._path import _parse_path, _vsi_path
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
@@ -51,6 +52,7 @@ class Pair:
         grid: the grid of the optical image.
         optical_path: file of the optical image.
         sar_path: file of the SAR image.
+        files: local files that the two are read from, also those behind a container or a virtual raster.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Pair:
         grid: Grid,
         optical_path: Path | str,
         sar_path: Path | str,
+        files: Sequence[str],
         read_optical: Callable[[Window], tuple[Floats, Bools]],
         read_sar: Callable[[Window], tuple[Floats, Bools]],
     ) -> None:
         self.grid = grid
         self.optical_path = optical_path
         self.sar_path = sar_path
+        self.files = tuple(files)
         self._read_optical = read_optical
         self._read_sar = read_sar
         self._lock = threading.Lock()
@@ -125,7 +129,8 @@ def open_pair(
                     f"{sar_path}: cannot be brought to the CRS of {optical_path} ({one_line(error)}); check both CRS"
                 ) from error
             read_sar = _reader(warped, tuple(distinct.index(band) + 1 for band in sar.bands), sar_path)
-        yield Pair(grid, optical_path, sar_path, _reader(optical_data, optical.bands, optical_path), read_sar)
+        files = [*_local_files(optical_data), *_local_files(sar_data)]
+        yield Pair(grid, optical_path, sar_path, files, _reader(optical_data, optical.bands, optical_path), read_sar)
 
 
 def _reader(dataset: Any, numbers: Sequence[int], path: Path | str) -> Callable[[Window], tuple[Floats, Bools]]:
@@ -134,6 +139,14 @@ def _reader(dataset: Any, numbers: Sequence[int], path: Path | str) -> Callable[
         return to_float32(array, valid), valid
 
     return read
+
+
+def _local_files(dataset: Any) -> list[str]:
+    """Files of this machine that an open dataset consists of."""
+    name = dataset.name
+    # Asked about a URL, GDAL would look for two dozen companions over the network.
+    remote = name.startswith("/vsi") or ("://" in name and not name.startswith("file://"))
+    return [] if remote else dataset.files
 
 
 def _same_pixels(grid: Grid, sar_grid: Grid, optical_path: Path | str, sar_path: Path | str) -> bool:
@@ -223,7 +236,7 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
         f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>",
         f"<GeoTransform>{', '.join(map(repr, dataset.transform.to_gdal()))}</GeoTransform>",
     ]
-    name = dataset.name if dataset.name.startswith("/vsi") else os.path.abspath(dataset.name)
+    name = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
     alpha_is_data = alpha_band(dataset) in numbers
     for position, number in enumerate(numbers, 1):
         nodata = dataset.nodatavals[number - 1]

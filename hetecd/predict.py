@@ -2,12 +2,13 @@
 
 A *predictor* is a callable ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``, NumPy float32 in
 and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. Torch is not needed
-here, so the same code serves every runtime. Files are read and written by :mod:`hetecd.pair`, :mod:`hetecd.raster` and
-:mod:`hetecd.vector`.
+here: the same code serves every runtime. Rasters and polygons are the business of :mod:`hetecd.pair`,
+:mod:`hetecd.raster` and :mod:`hetecd.vector`, which use rasterio.
 """
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def predict_scene(
         metadata: written into the GeoTIFFs.
 
     Raises:
-        InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, or the
-            predictor gives something other than probabilities.
+        InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, a result would
+            replace an input, or the predictor gives something other than probabilities.
         OutputError: a result cannot be written. Nothing is left behind.
     """
     started = time.monotonic()
@@ -93,8 +94,10 @@ def predict_scene(
     plan = windows(*pair.grid.shape, tile_px, overlap_px)
     tally = _Tally()
     out_dir = Path(out_dir)
+    outputs = tuple(out_dir / name for name in ("change.tif", "probability.tif", "change.gpkg"))
+    _keep_inputs(pair.files, outputs)
     with staging(out_dir) as folder:
-        staged = [folder / name for name in ("change.tif", "probability.tif", "change.gpkg")]
+        staged = [folder / path.name for path in outputs]
         with (
             tqdm(total=len(plan), unit="window", disable=None if progress else True) as bar,
             write_cog(staged[0], pair.grid, "uint8", IGNORE, "mode", tags) as write_change,
@@ -110,7 +113,6 @@ def predict_scene(
                 )
         polygons, area_m2 = write_polygons(*staged)
         publish(staged, out_dir)
-    outputs = tuple(out_dir / path.name for path in staged)
     return tally.summary(pair.grid.height * pair.grid.width, area_m2, polygons, len(plan), started, outputs)
 
 
@@ -146,7 +148,7 @@ def predict_folder(
         progress: show a bar where the output is a terminal.
 
     Raises:
-        InputError: no tiles; a tile is damaged or its two images do not fit.
+        InputError: no tiles; ``out_dir`` is a folder of inputs; a tile is damaged or its two images do not fit.
         OutputError: a result cannot be written. Each PNG is whole or not there.
     """
     started = time.monotonic()
@@ -154,6 +156,11 @@ def predict_folder(
     if not tiles:
         raise InputError("tiles: found none, expected at least one pair; check the folder")
     out_dir = Path(out_dir)
+    folders = (out_dir, out_dir / "probability")
+    inputs = [path for tile in tiles for path in (tile.before, tile.after, tile.label) if path]
+    # Maps among the inputs would be taken for tiles, also where they replace none.
+    _keep_inputs({path.parent for path in inputs}, folders)
+    _keep_inputs(inputs, [folder / f"{tile.name}.png" for tile in tiles for folder in folders])
     tally, pixels, outputs = _Tally(), 0, []
     for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
         with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
@@ -161,7 +168,7 @@ def predict_folder(
             probability = np.concatenate(rows)
             change = tally.classify(probability, threshold, changed=255, invalid=TILE_INVALID)
             level = np.where(np.isnan(probability), 255, np.rint(probability * 254)).astype(np.uint8)
-            for folder, image, nodata in ((out_dir, change, TILE_INVALID), (out_dir / "probability", level, 255)):
+            for folder, image, nodata in zip(folders, (change, level), (TILE_INVALID, 255), strict=True):
                 outputs.append(folder / f"{tile.name}.png")
                 write_raster(outputs[-1], image, pair.grid, nodata=nodata)
             pixels += probability.size
@@ -249,6 +256,23 @@ def _pad(image: Floats) -> Floats:
     if not any(missing):
         return image
     return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1])), constant_values=np.nan)
+
+
+def _keep_inputs(inputs: Iterable[Path | str], results: Iterable[Path]) -> None:
+    """Raise InputError where a result is an input, under whichever name, so that none is replaced by its own map."""
+    known = {_identity(path) for path in inputs} - {None}
+    for path in results:
+        if _identity(path) in known:
+            raise InputError(f"{path}: found an input there, expected a place for results; choose another folder")
+
+
+def _identity(path: Path | str) -> tuple[int, int] | None:
+    """Device and number of a file or folder, the same through links; None where there is none, as for a URL."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check_threshold(threshold: float) -> None:

@@ -5,6 +5,7 @@ Nothing here ever leaves a half-written file under its final name, see :mod:`het
 """
 
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -38,6 +39,11 @@ READING = {  # in force both when a file is opened and when it is read
     # Otherwise the missing end of a truncated PNG is whatever stood in memory, without an error.
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
 }
+
+
+# Names of no file that GDAL still opens: URLs, its own file systems, parts of containers (GPKG:FILE:TABLE). A single
+# letter before the colon is a drive of Windows.
+FOR_GDAL = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9+_.-]*://|[A-Za-z][A-Za-z0-9_]+:")
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,13 @@ def to_float32(array: NDArray[Any], valid: Bools) -> Floats:
 
 @contextmanager
 def open_raster(path: Path | str) -> Iterator[Any]:
-    """Open for reading; InputError when the file is missing or no raster."""
+    """Open for reading; InputError when the file is missing or no raster.
+
+    Args:
+        path: a file, or what else GDAL takes for a raster: https://..., /vsi..., NETCDF:FILE:VARIABLE.
+    """
     name = str(path)
-    if "://" not in name and not name.startswith("/vsi") and not os.path.isfile(name):
+    if not FOR_GDAL.match(name) and not os.path.isfile(name):
         found = "a folder" if os.path.isdir(name) else "no such file"
         raise InputError(f"{name}: found {found}, expected a raster; check the path")
     try:
@@ -137,7 +147,9 @@ def open_raster(path: Path | str) -> Iterator[Any]:
         ) from None
     with dataset:
         if dataset.count == 0:
-            raise InputError(f"{name}: found a container of several rasters, expected one image; name one of them")
+            names = dataset.subdatasets
+            hint = f"name one of them, such as {names[0]}" if names else "export one of them"
+            raise InputError(f"{name}: found a container of {len(names)} rasters, expected one image; {hint}")
         yield dataset
 
 

@@ -3,11 +3,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
 from rasterio.crs import CRS
 from rasterio.transform import Affine
@@ -17,7 +19,7 @@ from hetecd.folders import TileFiles
 from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_folder, predict_scene, probability_rows
-from hetecd.raster import Grid, read_raster, to_float32, write_raster
+from hetecd.raster import Grid, open_raster, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 
 OPTICAL = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_005_000), 200, 260)
@@ -284,6 +286,93 @@ def test_disk_full(files, tmp_path, limit):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "refused\n", done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("how", ["{}", "file://{}", "GTIFF_DIR:1:{}", "link", "vrt"])
+@pytest.mark.parametrize("name", ["change.tif", "probability.tif"])
+def test_a_scene_does_not_replace_its_inputs(files, tmp_path, which, how, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    names = [str(path) for path in files]
+    files[which].rename(out / name)
+    names[which] = how.format(out / name)
+    if how == "link":
+        names[which] = str(tmp_path / "link.tif")
+        os.symlink(out / name, names[which])
+    if how == "vrt":
+        names[which] = str(tmp_path / "link.vrt")
+        rasterio.shutil.copy(out / name, names[which], driver="VRT")
+    content = (out / name).read_bytes()
+    with (
+        open_pair(*names, "optical", TWO, ONE) as pair,
+        pytest.raises(InputError, match="found an input there") as error,
+    ):
+        predict_scene(pair, pointwise, out)
+    assert str(out / name) in one_line(error)
+    assert os.listdir(out) == [name]
+    assert (out / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("out", ["A", "B", "label", "link", "A/../B"])
+def test_a_folder_of_tiles_is_no_place_for_their_maps(tmp_path, out):
+    for name in ("A", "B", "label"):
+        (tmp_path / name).mkdir()
+        write_raster(tmp_path / name / "x.png", np.ones((40, 50), np.uint8), Grid(None, Affine.identity(), 40, 50))
+    (tmp_path / "link").symlink_to(tmp_path / "A")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*.png")}
+    tiles = [TileFiles("x", *(tmp_path / name / "x.png" for name in ("A", "B", "label")))]
+    with pytest.raises(InputError, match="found an input there") as error:
+        predict_folder(tiles, pointwise, tmp_path / out, ONE, ONE)
+    assert str(tmp_path / out) in one_line(error)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*")} == before
+    # The folder above them is one, unless a map would lie among them.
+    predict_folder(tiles, pointwise, tmp_path, ONE, ONE)
+    (tmp_path / "A").rename(tmp_path / "old")
+    (tmp_path / "probability").rename(tmp_path / "A")
+    (tmp_path / "old").rename(tmp_path / "probability")
+    tiles = [TileFiles("x", tmp_path / "probability" / "x.png", tmp_path / "B" / "x.png")]
+    with pytest.raises(InputError, match="probability: found an input there"):
+        predict_folder(tiles, pointwise, tmp_path, ONE, ONE)
+
+
+def test_a_tile_linked_to_an_older_map_keeps_it(tmp_path):
+    (tile,) = tile_folder(tmp_path, [(40, 50)])
+    (tmp_path / "out").mkdir()
+    tile.before.rename(tmp_path / "out" / "tile0.png")
+    tile.before.symlink_to(tmp_path / "out" / "tile0.png")
+    with pytest.raises(InputError, match=r"tile0.png: found an input there"):
+        predict_folder([tile], pointwise, tmp_path / "out", ONE, ONE)
+    assert os.listdir(tmp_path / "out") == ["tile0.png"]
+
+
+@pytest.mark.parametrize("how", ["file://{}", "zip://{}", "GTIFF_DIR:1:{}", "GPKG:{}:TWO", "relative"])
+def test_names_that_only_gdal_knows(files, tmp_path, monkeypatch, how):
+    """SAR is warped, so its name is passed on to GDAL in a virtual raster."""
+    expected = read_window(*files)
+    path, name = files[1], None
+    if how.startswith("zip"):
+        with zipfile.ZipFile(tmp_path / "sar.zip", "w") as archive:
+            archive.write(path, "sar.tif")
+        name = how.format(tmp_path / "sar.zip") + "!sar.tif"
+    elif how.startswith("GPKG"):
+        container = tmp_path / "both.gpkg"
+        for table in ("ONE", "TWO"):
+            rasterio.shutil.copy(path, container, driver="GPKG", RASTER_TABLE=table, APPEND_SUBDATASET="YES",
+                                 TILE_FORMAT="TIFF")  # fmt: skip
+        with pytest.raises(InputError, match=f"container of 2 rasters.*GPKG:{container}:ONE"), open_raster(container):
+            pass
+        path = container
+    elif how == "relative":
+        monkeypatch.chdir(tmp_path)
+        name = path.name
+    for got, same in zip(read_window(files[0], name or how.format(path)), expected, strict=True):
+        assert np.array_equal(got, same, equal_nan=got.dtype != bool)
+
+
+def read_window(optical, sar):
+    with open_pair(optical, sar, "optical", TWO, ONE) as pair:
+        return pair.read(Window(20, 30, 150, 200))
 
 
 def test_bar_is_silent_where_no_terminal_is(pair, tmp_path, capsys):

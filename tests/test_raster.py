@@ -181,6 +181,14 @@ def test_missing_file_and_folder(tmp_path):
         read_raster(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["NETCDF:{}:band", "GTIFF_DIR:2:{}", "file://{}", "/vsizip/{}/x.tif", "scene:1.tif"])
+def test_missing_file_under_a_name_for_gdal(tmp_path, name):
+    name = name.format(tmp_path / "nowhere.tif")
+    with pytest.raises(InputError, match="not a raster that GDAL can read") as error:
+        read_raster(name)
+    assert one_line(error).startswith(f"{name}: ")
+
+
 def test_not_a_raster(tmp_path):
     (tmp_path / "x.tif").write_text("not a raster")
     with pytest.raises(InputError, match=re.escape("x.tif")) as error:
