@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hetecd.config import ModelConfig as ModelConfig
     from hetecd.config import TrainConfig as TrainConfig
-    from hetecd.convert import convert as convert
-    from hetecd.evaluate import evaluate as evaluate
+    from hetecd.convert import convert_file as convert_file
+    from hetecd.evaluate import score as score
     from hetecd.model import HeteCD as HeteCD
     from hetecd.pair import open_pair as open_pair
     from hetecd.predict import predict_scene as predict_scene
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from hetecd.weights import predictor as predictor
 
 _HOME = {
-    "HeteCD": "model", "ModelConfig": "config", "TrainConfig": "config", "convert": "convert", "evaluate": "evaluate",
+    "HeteCD": "model", "ModelConfig": "config", "TrainConfig": "config", "convert_file": "convert",
     "fit": "train", "load": "weights", "open_pair": "pair", "predict_scene": "predict", "predictor": "weights",
+    "score": "evaluate",
 }  # fmt: skip
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

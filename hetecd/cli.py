@@ -4,14 +4,16 @@ Heavy imports happen inside the verb that needs them, so that ``hetecd --help`` 
 """
 
 import dataclasses
+import errno
 import logging
+import math
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 
 import hetecd
 from hetecd.config import FROM_DATA, ModelConfig, Role, TrainConfig, read_recipe
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("hetecd").setLevel(logging.INFO)
     parsers = _parsers()
     words = _underscores(sys.argv[1:] if argv is None else argv)
+    if "--debug" in words:  # before or after the verb
+        words = ["--debug", *(word for word in words if word != "--debug")]
     args = parsers[""].parse_args(words)
     if args.verb is None:
         parsers[""].print_help()
@@ -34,15 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb == "train":
             _apply_recipe(parsers["train"], args.train.recipe)
             args = parsers[""].parse_args(words)
-        VERBS[args.verb](args[args.verb])
+        VERBS[args.verb][0](args[args.verb])
     except HetecdError as error:
         return _fail(str(error), args.debug)
     except KeyboardInterrupt:
         print("hetecd: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-    except OSError as error:  # a disk that fills up inside a library
+    except BrokenPipeError:  # `hetecd ... | head`
+        sys.stdout = None
+        return 1
+    except OSError as error:  # such as a disk that fills up inside a library
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}; free some space or choose another folder", args.debug)
+        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return _fail(f"{where}{error.strerror or error}{hint}", args.debug)
     return 0
 
 
@@ -67,8 +75,7 @@ def train(args: Namespace) -> None:
 
 def evaluate(args: Namespace) -> None:
     """Score a checkpoint on labelled tiles."""
-    from hetecd.evaluate import evaluate as score
-    from hetecd.evaluate import table
+    from hetecd.evaluate import score, table
 
     predictor, info = _predictor(args.checkpoint, args)
     result = score(predictor, info, args.data, args.split, args.out, args.ignore_255, args.batch, sys.stderr.isatty())
@@ -100,10 +107,9 @@ def predict(args: Namespace) -> None:
             summary = predict_scene(
                 pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, metadata=about
             )
-        print(
-            f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed, {summary.polygons} polygons, "
-            f"{summary.changed_area_m2 / 1e4:.1f} ha"
-        )
+        area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
+        found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+        print(f"{found}, {summary.polygons} polygons{area}")
     print(f"written: {args.out}")
 
 
@@ -120,9 +126,9 @@ def distances(args: Namespace) -> None:
 
 def convert(args: Namespace) -> None:
     """Turn published weights into ours."""
-    from hetecd.convert import convert as run
+    from hetecd.convert import convert_file
 
-    print(run(args.published, args.out))
+    print(convert_file(args.published, args.out, args.half))
 
 
 def synth(args: Namespace) -> None:
@@ -137,27 +143,7 @@ def synth(args: Namespace) -> None:
     print(f"{len(names)} tiles in {Path(args.out) / args.split}")
 
 
-VERBS: dict[str, Callable[[Namespace], None]] = {
-    "train": train, "evaluate": evaluate, "predict": predict, "distances": distances, "convert": convert,
-    "synth": synth,
-}  # fmt: skip
-
-
 # --- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _parsers() -> dict[str, ArgumentParser]:
-    """The parser under "", and one per verb."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)
-    top = ArgumentParser(prog="hetecd", description=hetecd.__doc__.split("\n")[0], version=hetecd.__version__)
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verbs = top.add_subcommands(required=False, dest="verb")
-    parsers = {"": top}
-    for name, run in VERBS.items():
-        parsers[name] = ArgumentParser(description=run.__doc__)
-        globals()[f"_{name}_arguments"](parsers[name])
-        verbs.add_subcommand(name, parsers[name], help=(run.__doc__ or "").rstrip("."))
-    return parsers
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
@@ -166,7 +152,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", "-o", type=str, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch in --out")
     parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ...")
-    parser.add_argument("--devices", type=int, default=0, help="per machine; 0 = all")
+    parser.add_argument("--devices", type=int, default=1, help="per machine; 0 = all")
     parser.add_argument("--nodes", type=int, default=1, help="number of machines")
     parser.add_argument("--strategy", type=str, default="auto", help="such as ddp, as Lightning names it")
     _recipe_arguments(parser)
@@ -209,8 +195,9 @@ def _distances_arguments(parser: ArgumentParser) -> None:
 
 
 def _convert_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("published", type=str, help="HeteCD checkpoint, MiT (SegFormer, Hugging Face) or PVTv2 (timm)")
+    parser.add_argument("published", type=str, help="HeteCD, MiT (SegFormer, Hugging Face), PVTv2 (timm), or ours")
     parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
+    parser.add_argument("--half", action="store_true", help="store in half precision")
 
 
 def _synth_arguments(parser: ArgumentParser) -> None:
@@ -227,6 +214,29 @@ def _synth_arguments(parser: ArgumentParser) -> None:
 def _device_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", type=Literal["auto", "f32", "bf16"], default="auto", help="auto: bf16 on a GPU")
+
+
+VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], None]]] = {
+    "train": (train, _train_arguments),
+    "evaluate": (evaluate, _evaluate_arguments),
+    "predict": (predict, _predict_arguments),
+    "distances": (distances, _distances_arguments),
+    "convert": (convert, _convert_arguments),
+    "synth": (synth, _synth_arguments),
+}
+
+
+def _parsers() -> dict[str, ArgumentParser]:
+    """The parser under "", and one per verb."""
+    top = ArgumentParser(prog="hetecd", description=hetecd.__doc__.split("\n")[0], version=hetecd.__version__)
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subcommands(required=False, dest="verb")
+    parsers = {"": top}
+    for name, (run, add_arguments) in VERBS.items():
+        parsers[name] = ArgumentParser(description=run.__doc__)
+        add_arguments(parsers[name])
+        verbs.add_subcommand(name, parsers[name], help=(run.__doc__ or "").rstrip("."))
+    return parsers
 
 
 def _underscores(words: Sequence[str]) -> list[str]:

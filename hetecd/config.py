@@ -7,7 +7,7 @@ neither torch nor rasterio, so that ``hetecd train --help`` answers at once.
 import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -19,6 +19,8 @@ EncoderName = Literal[
     "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
     "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5",
 ]  # fmt: skip
+Attention = Literal["published", "rescaled"]
+Modalities = Literal["both", "optical", "sar"]
 Role = Literal["optical", "sar"]
 
 
@@ -51,14 +53,19 @@ class ModelConfig:
     optical_channels: int = 3
     sar_channels: int = 3
     width: int = 256
-    attention: Literal["published", "rescaled"] = "published"
+    attention: Attention = "published"
     dropout: float = 0.2
     drop_path: float = 0.2
     decoder_dropout: float = 0.1
     token_dropout: bool = True
-    modalities: Literal["both", "optical", "sar"] = "both"
+    modalities: Modalities = "both"
 
     def __post_init__(self) -> None:
+        for name, allowed in (("encoder", EncoderName), ("attention", Attention), ("modalities", Modalities)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(get_args(allowed))}"
+                )
         for name in ("optical_channels", "sar_channels", "width"):
             _check_range(name, getattr(self, name), 1, 4096)
         for name in ("dropout", "drop_path", "decoder_dropout"):
@@ -157,7 +164,7 @@ class TrainConfig:
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),
             ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
             ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
-            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5),
+            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
         if 0 < self.tile_px < 32:

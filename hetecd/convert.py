@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
-from zipfile import BadZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,7 @@ from hetecd.errors import CheckpointError
 from hetecd.info import ModelInfo
 from hetecd.modality import uint8_modality
 from hetecd.model import HeteCD
-from hetecd.weights import empty, fill, read_tensors, save, save_tensors
-
-ENCODER_FORMAT = "hetecd-encoder-1"
+from hetecd.weights import FORMAT, empty, fill, load, read_tensors, save, save_encoder
 
 
 @dataclass(frozen=True)
@@ -160,16 +158,26 @@ _UNUSED_MODULES = {
 UNUSED = frozenset(f"{module}.{leaf}" for module, leaves in _UNUSED_MODULES.items() for leaf in leaves)
 
 
-def convert(path: Path | str, out: Path | str) -> str:
+def convert_file(path: Path | str, out: Path | str, half: bool = False) -> str:
     """Convert published weights to our own file and say in one line what it became.
 
     A released HeteCD checkpoint becomes a checkpoint for :func:`hetecd.load`; an encoder becomes a file for the
-    recipe key ``encoder_weights``.
+    recipe key ``encoder_weights``; a checkpoint of our own is written again.
+
+    Args:
+        path: published weights, or a checkpoint of our own.
+        out: file to write, .safetensors.
+        half: store in half precision.
 
     Raises:
         CheckpointError: unreadable or unknown, or tensors missing, extra or of another shape (all are named).
         OutputError: ``out`` cannot be written.
     """
+    if Path(path).suffix == ".safetensors" and read_tensors(path)[1].get("format") == FORMAT:
+        model = load(path)
+        assert model.info is not None
+        save(out, model, model.info, half)
+        return f"{out}: {path} written again"
     state = read_published(path)
     if any(key.startswith(("backbone1.", "CD_Decoder.")) for key in state):
         model = convert_hetecd(state, path)
@@ -180,10 +188,10 @@ def convert(path: Path | str, out: Path | str) -> str:
             model=config, optical=uint8_modality(tuple(range(1, config.optical_channels + 1))),
             sar=uint8_modality(sar_bands), data="as published", licence="as published",
         )  # fmt: skip
-        save(out, model, info)
+        save(out, model, info, half)
         return f"{out}: HeteCD, {config.encoder}, width {config.width}"
     name, tensors = convert_encoder(state, path)
-    save_tensors(out, tensors, {"format": ENCODER_FORMAT, "encoder": name})
+    save_encoder(out, tensors, name)
     return f"{out}: encoder {name}; use it as `encoder_weights`"
 
 
@@ -210,15 +218,20 @@ def _read_pickle(path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch would comment on the pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes happen to ask for
         reason = " ".join(str(error).split())
-        if isinstance(error, pickle.UnpicklingError) and (is_zipfile(path) or path.read_bytes()[:1] == pickle.PROTO):
+        if isinstance(error, pickle.UnpicklingError) and (is_zipfile(path) or _first_byte(path) == pickle.PROTO):
             code = re.search(r"GLOBAL ([\w.]+)", reason)
             raise CheckpointError(
                 f"{path}: refused, this pickle is not plain tensors but asks to run code"
                 f"{f' ({code.group(1)})' if code else ''}; get the weights as a state dict from a source you trust"
             ) from error
         raise CheckpointError(f"{path}: damaged or not a file of weights; fetch it again") from error
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def convert_hetecd(state: dict[str, Tensor], what: Path | str = "state dict") -> HeteCD:
@@ -286,54 +299,6 @@ def convert_encoder(state: dict[str, Tensor], what: Path | str = "state dict") -
         f"{what}: unknown weights, found keys like {', '.join(sorted(state)[:2])}; expected those of HeteCD, "
         "of MiT (SegFormer or Hugging Face) or of PVTv2 (timm)"
     )
-
-
-def load_encoder(path: Path | str, encoder: Encoder, name: str) -> None:
-    """Fill an encoder from a converted file; its first convolution adapts to another number of channels.
-
-    Raises:
-        CheckpointError: another encoder, or not a converted encoder file.
-    """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != ENCODER_FORMAT:
-        raise CheckpointError(f"{path}: not an encoder file; make one with `hetecd convert PUBLISHED -o FILE`")
-    if metadata.get("encoder") != name:
-        raise CheckpointError(f"{path}: found encoder {metadata.get('encoder')}, expected {name}; change `encoder`")
-    first = "stages.0.embed.conv.weight"
-    tensors[first] = adapt_channels(tensors[first], encoder.state_dict()[first].shape[1])
-    fill(encoder, tensors, path)
-
-
-def fresh(config: ModelConfig, seed: int, encoder_weights: str = "") -> HeteCD:
-    """The network as it is before its first training step.
-
-    Args:
-        config: the network.
-        seed: of its initial weights.
-        encoder_weights: converted file for both encoders, "" = none.
-
-    Raises:
-        CheckpointError: the file is of another encoder, or no converted encoder.
-    """
-    torch.manual_seed(seed)
-    model = HeteCD(config)
-    if encoder_weights:
-        for encoder in (model.optical_encoder, model.sar_encoder):
-            load_encoder(encoder_weights, encoder, config.encoder)
-    return model
-
-
-def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Fit a first convolution (C_out, C_in, k, k) to another number of input channels.
-
-    The usual way: repeat the channels in turn and scale, so that the response to a grey image stays the same.
-    """
-    before = weight.shape[1]
-    if channels == before:
-        return weight
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
 def _pick(state: dict[str, Tensor], names: dict[str, tuple[str, ...]], what: Path | str) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ from scipy import stats
 from torch import Tensor
 
 from hetecd.config import TrainConfig
-from hetecd.convert import fresh
 from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import CheckpointError
 from hetecd.figures import density_figure
 from hetecd.files import replacing
 from hetecd.model import HeteCD
+from hetecd.weights import fresh
 
 BINS = 200
 Values = NDArray[np.float64]
@@ -121,13 +121,14 @@ def compare(
 def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Values]]:
     """Counts of optical and of SAR feature values over shared bins, and bin centres, for stages 3 and 4."""
     values: list[list[list[NDArray[np.float32]]]] = [[[], []], [[], []]]  # stage, date, tiles
+    rng = np.random.default_rng(0)  # the same places in every network
     with torch.inference_mode():
         for i in range(len(tiles)):
             item = tiles[i]
             _, features = net(item["optical"][None], item["sar"][None], features=True)
             for date, maps in enumerate(features):
                 for stage, x in enumerate(maps):
-                    values[stage][date].append(_sample(x))
+                    values[stage][date].append(_sample(x, rng))
     result = []
     for dates in values:
         optical, sar = (np.concatenate(date) for date in dates)
@@ -138,9 +139,10 @@ def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Va
     return result
 
 
-def _sample(x: Tensor, most: int = 20_000) -> NDArray[np.float32]:
-    flat = x.reshape(-1)
-    return flat[:: max(1, flat.numel() // most)].numpy()
+def _sample(x: Tensor, rng: np.random.Generator, most: int = 20_000) -> NDArray[np.float32]:
+    """Values of a map at random places: a fixed stride would visit the same few columns."""
+    flat = x.reshape(-1).numpy()
+    return flat[rng.integers(flat.size, size=most)] if flat.size > most else flat
 
 
 def table(results: dict[str, Distances]) -> str:

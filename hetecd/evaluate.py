@@ -18,13 +18,12 @@ from hetecd.figures import tile_sheet
 from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.metrics import Confusion, confusion
-from hetecd.modality import Floats
-from hetecd.predict import Predictor
+from hetecd.modality import Floats, Predictor
 
 SHEET_TILES = 12
 
 
-def evaluate(
+def score(
     predictor: Predictor,
     info: ModelInfo,
     data: Path | str,
@@ -82,6 +81,8 @@ def predict_tiles(predictor: Predictor, tiles: TileDataset, batch: int) -> Itera
     for _, same in itertools.groupby(raw, key=lambda tile: tile.label.shape):
         while group := tuple(itertools.islice(same, batch)):
             probs = predictor(np.stack([t.optical for t in group]), np.stack([t.sar for t in group]))
+            if not np.isfinite(probs).all():
+                raise InputError(f"{group[0].name}: the predictor gives no finite numbers; use other weights")
             yield from zip(group, probs, strict=True)
 
 

@@ -49,17 +49,16 @@ def verdict(prob: Floats, label: NDArray[np.uint8], threshold: float) -> NDArray
     return out
 
 
-def tile_sheet(rows: Sequence[tuple[Tile, Floats]], info: ModelInfo, path: Path, title: str = "") -> None:
+def tile_sheet(rows: Sequence[tuple[Tile, Floats]], info: ModelInfo, path: Path) -> None:
     """Write a PNG with a row per tile: optical, SAR, label, probability, errors in colour.
 
     Args:
         rows: tiles with their probability (H, W).
         info: for the threshold.
         path: where to; appears when it is whole.
-        title: above everything.
     """
-    columns = ("optical", "SAR", "label", "probability", "hit ▢  miss ▣  false alarm")
-    figure = Figure(figsize=(10.6, 2.15 * len(rows) + 0.5 + 0.3 * bool(title)), dpi=110, layout="constrained")
+    columns = ("optical", "SAR", "label", "probability", "white hit, blue missed,\norange false alarm")
+    figure = Figure(figsize=(10.6, 2.15 * len(rows) + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (tile, prob) in zip(axes, rows, strict=True):
         iou = confusion(prob >= info.threshold, tile.label).scores()["iou"]
@@ -75,11 +74,8 @@ def tile_sheet(rows: Sequence[tuple[Tile, Floats]], info: ModelInfo, path: Path,
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(f"{tile.name}\nIoU {'–' if np.isnan(iou) else f'{100 * iou:.0f} %'}", fontsize=8)
-    for axis, name in zip(axes[0], columns[:-1], strict=False):
+    for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=9)
-    axes[0][-1].set_title("white hit, blue missed,\norange false alarm", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
 

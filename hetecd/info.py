@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hetecd
 from hetecd.config import ModelConfig, Role
@@ -43,10 +43,14 @@ class ModelInfo:
     scores: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for role in ("optical", "sar"):
+        for role in get_args(Role):
             wanted, found = getattr(self.model, f"{role}_channels"), getattr(self, role).channels
             if wanted != found:
-                raise CheckpointError(f"{role}: the network reads {wanted} channels but its contract names {found}")
+                raise ConfigError(f"{role}: the network reads {wanted} channels but its contract names {found}")
+        if self.before_is not in get_args(Role):
+            raise ConfigError(f"before_is: found {self.before_is!r}, expected 'optical' or 'sar'")
+        if not (isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1):
+            raise ConfigError(f"threshold: found {self.threshold!r}, expected 0 to 1")
 
 
 def to_metadata(info: ModelInfo) -> dict[str, str]:

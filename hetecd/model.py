@@ -11,8 +11,7 @@ from hetecd.difference import Difference
 from hetecd.encoder import ENCODERS, PAD_TO, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-
-MIN_PX = 32
+from hetecd.modality import MIN_PX
 
 # ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
 Features = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -42,6 +41,8 @@ class HeteCD(nn.Module):
         # As published: the decoder keeps PyTorch's own initialisation.
         self.optical_encoder.apply(_init)
         self.sar_encoder.apply(_init)
+        if config.modalities != "both":
+            (self.sar_encoder if config.modalities == "optical" else self.optical_encoder).requires_grad_(False)
 
     def forward(self, optical: Tensor, sar: Tensor, features: bool = False) -> Tensor | tuple[Tensor, Features]:
         """Logits of (unchanged, changed).

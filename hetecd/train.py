@@ -2,13 +2,15 @@
 
 import csv
 import dataclasses
+import hashlib
 import logging
 import math
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,21 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetecd.augment import augment
 from hetecd.config import ModelConfig, TrainConfig
-from hetecd.convert import fresh
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
-from hetecd.errors import CheckpointError, InputError, OutputError
+from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
+from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.losses import cross_entropy, fca_loss, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.model import Features, HeteCD
 from hetecd.resume import SafetensorsIO
-from hetecd.weights import save
+from hetecd.weights import fresh, save
 
 log = logging.getLogger("hetecd")
 
@@ -44,13 +47,13 @@ class Hardware:
 
     Attributes:
         accelerator: "auto", "cpu", "gpu", ...
-        devices: per node; 0 = all there are.
+        devices: per node; 0 = all there are. More than one multiplies the batch.
         nodes: number of machines.
         strategy: "auto", "ddp", ...
     """
 
     accelerator: str = "auto"
-    devices: int = 0
+    devices: int = 1
     nodes: int = 1
     strategy: str = "auto"
 
@@ -65,21 +68,23 @@ def fit(
 ) -> Path:
     """Train a network and return the path of its best checkpoint.
 
-    ``out`` receives ``best.safetensors`` (highest validation IoU), ``last.safetensors``, ``state.safetensors`` (what
-    ``resume`` needs), ``log.csv`` (a line per epoch) and TensorBoard logs. All are replaced after each epoch at once,
-    so an interruption or a full disk leaves those of the epoch before.
+    ``out`` receives ``best.safetensors`` (highest validation IoU), ``last.safetensors``, ``log.csv`` (a line per
+    epoch), ``state.safetensors`` (what ``resume`` needs) and TensorBoard logs. The first four are replaced after each
+    epoch, each as a whole and in this order, so an interruption or a full disk leaves usable ones.
 
     Args:
         data: folder with ``train`` tiles (see :func:`hetecd.data.find_tiles`) and, if there is one, ``val``.
         out: folder for the results.
         model_config: the network; channels are taken from the data. Default: as published.
         config: the training.
-        resume: go on after the last whole epoch in ``out``; ends with the same weights as without interruption.
+        resume: go on after the last whole epoch in ``out``; on a CPU this ends with the very weights that a training
+            without interruption has.
         hardware: where to run.
 
     Raises:
         InputError: the data cannot be used.
-        CheckpointError: nothing to resume in ``out``, or other settings than before.
+        ConfigError: Lightning cannot provide the hardware.
+        CheckpointError: nothing to resume in ``out``, or other settings or data than before.
         OutputError: ``out`` cannot be written, or holds a training and ``resume`` is False.
     """
     out, config, hardware = Path(out), config or TrainConfig(), hardware or Hardware()
@@ -90,16 +95,22 @@ def fit(
     model_config = dataclasses.replace(
         model_config or ModelConfig(), optical_channels=optical.channels, sar_channels=sar.channels
     )
-    recipe = dataclasses.asdict(model_config) | dataclasses.asdict(config)
+    recipe = asdict(model_config) | asdict(config)
     info = ModelInfo(
         model=model_config, optical=optical, sar=sar, before_is=config.before_is, recipe=recipe,
-        data=f"{Path(data).name}: {len(train_files)} training tiles", licence=config.data_licence,
+        data=f"{Path(data).resolve().name}: {len(train_files)} training tiles; {note}", licence=config.data_licence,
     )  # fmt: skip
+    train_tiles = TileDataset(train_files, config, optical, sar, augment)
+    if not train_tiles.has_change:
+        raise InputError(f"{data}: found no changed pixel in {len(train_files)} training labels, expected some")
     training = Training(
-        fresh(model_config, config.seed, config.encoder_weights), config, info,
-        TileDataset(train_files, config, optical, sar, augment), TileDataset(val_files, config, optical, sar),
+        fresh(model_config, config.seed, config.encoder_weights), config, info, train_tiles,
+        TileDataset(val_files, config, optical, sar),
     )  # fmt: skip
-    trainer = _trainer(out, config, hardware)
+    try:
+        trainer = _trainer(out, config, hardware)
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(f"hardware: {' '.join(str(error).split())}") from error
     with warnings.catch_warnings():
         # Lightning recommends loader workers on two cores, where none is faster, and writes about its own internals.
         warnings.filterwarnings("ignore", module="lightning")
@@ -135,6 +146,7 @@ class Training(pl.LightningModule):
         terms = self._terms(logits, features, batch["label"])
         loss = torch.stack(list(terms.values())).sum()
         size = len(batch["label"])
+        self.log("step", loss, prog_bar=True, logger=False, batch_size=size)
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log_dict(
             {f"loss_{name}": term for name, term in terms.items()},
@@ -157,6 +169,8 @@ class Training(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
         """Count pixels of one batch."""
         logits = self.model(batch["optical"], batch["sar"])
+        if not logits.isfinite().all():  # running statistics do not recover from one such batch
+            raise InputError(f"training: the network gives no finite numbers any more; lower lr ({self.config.lr:g})")
         loss = cross_entropy(logits, batch["label"], self.config.val_ce_weights)
         self.log("val_loss", loss, batch_size=len(logits), sync_dist=True)
         changed = logits[:, 1] > logits[:, 0]
@@ -219,15 +233,31 @@ class Training(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what resuming needs beside Lightning's own state."""
-        checkpoint["hetecd"] = {"best": self.best, "recipe": self.info.recipe}
+        checkpoint["hetecd"] = {"best": self.best, **self._identity()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other settings."""
-        before, now = checkpoint["hetecd"]["recipe"], self.info.recipe
-        changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now if _plain(before.get(k)) != _plain(now[k])]
+        """Refuse to go on with other settings or data.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        before, now = checkpoint["hetecd"], self._identity()
+        recipes = before["recipe"], now["recipe"]
+        changed = [
+            f"{k} {recipes[0].get(k)} -> {recipes[1][k]}" for k in now["recipe"] if recipes[0].get(k) != recipes[1][k]
+        ]
         if changed:
             raise CheckpointError(f"resume: settings differ from before ({', '.join(changed)}); use those of before")
-        self.best = checkpoint["hetecd"]["best"]
+        if any(before[key] != now[key] for key in ("optical", "sar", "tiles")):
+            raise CheckpointError("resume: the tiles in --data are not those of before; use those, or start anew")
+        self.best = before["best"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        names = "\n\n".join("\n".join(f.name for f in tiles.files) for tiles in (self.train_tiles, self.val_tiles))
+        recipe = {key: value for key, value in self.info.recipe.items() if key != "workers"}
+        tiles = hashlib.sha256(names.encode()).hexdigest()
+        return {"recipe": recipe, "optical": asdict(self.info.optical), "sar": asdict(self.info.sar), "tiles": tiles}
 
 
 class Keep(Callback):
@@ -245,35 +275,40 @@ class Keep(Callback):
         """Write everything, best first."""
         task = pl_module
         assert isinstance(task, Training)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}  # gathers: on every rank
         iou = task.scores["iou"]
-        better = not math.isnan(iou) and iou > task.best
-        task.best = iou if better else task.best
+        better = iou > task.best
+        if math.isnan(iou):
+            log.warning("validation: no changed pixel in label or prediction, so the last epoch counts as the best")
+        elif better:
+            task.best = iou
         if trainer.is_global_zero:
             scores = {k: None if math.isnan(v) else round(v, 6) for k, v in task.scores.items()}
             info = dataclasses.replace(task.info, scores=scores | {"epoch": trainer.current_epoch})
-            if better or not (self.out / BEST).exists():
+            if better or math.isnan(iou):
                 save(self.out / BEST, task.model, info)
             save(self.out / LAST, task.model, info)
-            self._write_line(trainer, scores)
+            self._write_line(trainer, metrics, scores)
         trainer.save_checkpoint(self.out / STATE)
 
-    def _write_line(self, trainer: pl.Trainer, scores: dict[str, float | None]) -> None:
-        row: dict[str, Any] = {"epoch": trainer.current_epoch, "seconds": round(time.monotonic() - self.start, 1)}
+    def _write_line(self, trainer: pl.Trainer, metrics: dict[str, float], scores: dict[str, float | None]) -> None:
+        epoch = trainer.current_epoch
+        row: dict[str, Any] = {"epoch": epoch, "seconds": round(time.monotonic() - self.start, 1)}
         row["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.3g}"
-        row |= {k: round(float(v), 5) for k, v in sorted(trainer.callback_metrics.items()) if k != "val_iou"}
+        row |= {key: round(metrics[key], 5) for key in sorted(metrics) if key not in ("val_iou", "step")}
         row |= {f"val_{name}": value for name, value in scores.items()}
         path = self.out / LOG
-        try:
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, row)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot write ({error.strerror}); free some space") from error
+        rows: list[dict[str, Any]] = []
+        if epoch and path.exists():  # a line of this epoch is there if the last run ended before it wrote its state
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
+        with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows([*rows, row])
         log.info(
-            "epoch %d/%d  loss %.4f  val IoU %s  %.0f s", trainer.current_epoch + 1, trainer.max_epochs,
-            row["loss"], scores["iou"], row["seconds"],
+            "epoch %d/%d  loss %.4f  val IoU %s  %.0f s",
+            epoch + 1, trainer.max_epochs, row["loss"], scores["iou"], row["seconds"],
         )  # fmt: skip
 
 
@@ -292,20 +327,14 @@ def lr_factor(config: TrainConfig, step: int, steps: int) -> float:
     return (1 - (step - warmup) / max(1, steps - warmup)) ** config.lr_power
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _check_out(out: Path, resume: bool) -> None:
     if resume and not (out / STATE).is_file():
         raise CheckpointError(f"{out}: found no {STATE}, expected a training to resume; start without --resume")
-    if not resume and (out / STATE).exists():
-        raise OutputError(f"{out}: holds a training already; go on with --resume or choose another folder")
+    if not resume and (left := [name for name in (STATE, BEST, LAST) if (out / name).exists()]):
+        raise OutputError(f"{out}: holds a training already ({left[0]}); go on with --resume or choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise OutputError(f"{out}: cannot write here ({error.strerror}); choose another folder") from error
 

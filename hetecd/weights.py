@@ -4,7 +4,6 @@ The tensors are the network; the metadata is its :class:`hetecd.info.ModelInfo`.
 stranger's file is safe.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hetecd.config import ModelConfig
-from hetecd.errors import CheckpointError
+from hetecd.encoder import Encoder
+from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
-from hetecd.info import ModelInfo, from_metadata, to_metadata
-from hetecd.modality import Floats
+from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
+from hetecd.modality import Floats, Predictor
 from hetecd.model import HeteCD
+
+__all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
+
+ENCODER_FORMAT = "hetecd-encoder-1"
+FIRST = "stages.0.embed.conv.weight"
 
 
 def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -> None:
@@ -47,8 +52,11 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
         OutputError: the file cannot be written.
     """
     with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors makes files that only their owner can read
         try:
             save_file(tensors, part, metadata)
+            part.chmod(mode)
         except SafetensorError as error:  # how it words a full disk
             raise OSError(str(error)) from error
 
@@ -116,7 +124,61 @@ def load(path: Path | str) -> HeteCD:
     return model.eval()
 
 
-Predictor = Callable[[Floats, Floats], Floats]
+def save_encoder(path: Path | str, tensors: dict[str, Tensor], name: str) -> None:
+    """Write an encoder file for the recipe key ``encoder_weights``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_tensors(path, tensors, {"format": ENCODER_FORMAT, "encoder": name})
+
+
+def load_encoder(path: Path | str, encoder: Encoder, name: str) -> None:
+    """Fill an encoder from a converted file; its first convolution adapts to another number of channels.
+
+    Raises:
+        CheckpointError: another encoder, or not a converted encoder file.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != ENCODER_FORMAT or FIRST not in tensors:
+        raise CheckpointError(f"{path}: not an encoder file; make one with `hetecd convert PUBLISHED -o FILE`")
+    if metadata.get("encoder") != name:
+        raise CheckpointError(f"{path}: found encoder {metadata.get('encoder')}, expected {name}; change `encoder`")
+    tensors[FIRST] = adapt_channels(tensors[FIRST], encoder.state_dict()[FIRST].shape[1])
+    fill(encoder, tensors, path)
+
+
+def fresh(config: ModelConfig, seed: int, encoder_weights: str = "") -> HeteCD:
+    """The network as it is before its first training step.
+
+    Args:
+        config: the network.
+        seed: of its initial weights.
+        encoder_weights: converted file for both encoders, "" = none.
+
+    Raises:
+        CheckpointError: the file is of another encoder, or no converted encoder.
+    """
+    torch.manual_seed(seed)
+    model = HeteCD(config)
+    if encoder_weights:
+        for encoder in (model.optical_encoder, model.sar_encoder):
+            load_encoder(encoder_weights, encoder, config.encoder)
+    return model
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Fit a first convolution (C_out, C_in, k, k) to another number of input channels.
+
+    The usual way: repeat the channels in turn and scale by the ratio of their numbers, so that the response to a grey
+    image stays about the same (exactly so for one channel and for multiples).
+    """
+    before = weight.shape[1]
+    if channels == before:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
 def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto") -> Predictor:
@@ -132,22 +194,29 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
 
     Raises:
         CheckpointError: the network has no ``info``.
+        ConfigError: there is no such device; later, by a call, that its memory does not suffice.
     """
     info = model.info
     if info is None:
         raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
+    try:
+        kind = torch.device(device).type
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
-    model = model.eval().to(device)
 
     def predict(optical: Floats, sar: Floats) -> Floats:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
-            logits = model(
-                torch.from_numpy(info.optical.normalise(optical)).to(device),
-                torch.from_numpy(info.sar.normalise(sar)).to(device),
-            )
+            try:
+                logits = model(
+                    torch.from_numpy(info.optical.normalise(optical)).to(device),
+                    torch.from_numpy(info.sar.normalise(sar)).to(device),
+                )
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(f"device: not enough memory for {sar.shape}; lower --batch or --tile") from error
             prob = logits.float().softmax(1)[:, 1]
         return np.ascontiguousarray(prob.cpu().numpy(), dtype=np.float32)
 

@@ -15,6 +15,7 @@ from rasterio.transform import from_origin
 import hetecd
 from hetecd import cli
 from hetecd.config import ModelConfig, TrainConfig, read_recipe, recipe_keys
+from hetecd.errors import ConfigError
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.synth import write_pair
 from hetecd.train import Hardware, fit
@@ -190,7 +191,7 @@ def _bad_pair(case: str, folder: Path) -> tuple[Path, Path]:
         ("no overlap", "overlap"),
         ("no valid pixel", "no pixel that is valid in both"),
         ("all NaN", "no pixel that is valid in both"),
-        ("bands", "optical.tif: found 1 band, expected at least 4"),
+        ("bands", "optical.tif: found 1 band, expected bands [1, 2, 3, 4]"),
         ("folder and file", "found a folder and a file"),
     ],
 )
@@ -278,18 +279,44 @@ def test_bad_checkpoints_and_places(
     assert "cannot write" in said
     said = _error(capsys, "evaluate", checkpoint, "--data", tiles, "--split", "nonsense")
     assert "nonsense" in said
+    for device in ("cuda:99", "toaster"):
+        said = _error(capsys, "evaluate", checkpoint, "--data", tiles, "--device", device)
+        assert f"device: '{device}' cannot be used" in said
+    said = _error(capsys, "train", RECIPES[0], "--data", tiles, "-o", tmp_path / "run", "--accelerator", "tpu")
+    assert "hardware: " in said
+
+
+def test_a_pair_without_crs_is_mapped_without_an_area(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [_raster(tmp_path / "o.tif", OPTICAL, crs=None), _raster(tmp_path / "s.tif", SAR, crs=None)]
+    words = ["predict", *map(str, pair), "-o", str(tmp_path / "out"), "--weights", str(checkpoint)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "valid pixels changed" in said
+    assert "ha" not in said.split("written")[0].replace("changed", "")
+
+
+def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path) -> None:
+    info = hetecd.load(cli.DEFAULT_WEIGHTS).info
+    assert info is not None
+    assert (info.optical.bands, info.sar.bands) == ((1, 2, 3), (1,))
+    assert cli.main(["evaluate", "--data", str(tiles), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "metrics.json").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(hetecd.errors.ConfigError):
-        cli.main(["--debug", "train", str(tmp_path / "x.yaml"), "--data", "d", "-o", str(tmp_path / "r")])
+    words = ["train", str(tmp_path / "x.yaml"), "--data", "d", "-o", str(tmp_path / "r")]
+    for spelled in (["--debug", *words], [*words, "--debug"]):
+        with pytest.raises(ConfigError):
+            cli.main(spelled)
 
 
 def test_ctrl_c_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "synth", interrupted)
+    monkeypatch.setitem(cli.VERBS, "synth", (interrupted, cli._synth_arguments))
     assert cli.main(["synth", "scene", "-o", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -298,5 +325,5 @@ def test_a_full_disk_inside_a_library(monkeypatch: pytest.MonkeyPatch, capsys: p
     def full(_args: object) -> None:
         raise OSError(28, "No space left on device", "events.out")
 
-    monkeypatch.setitem(cli.VERBS, "synth", full)
+    monkeypatch.setitem(cli.VERBS, "synth", (full, cli._synth_arguments))
     assert "events.out: No space left on device" in _error(capsys, "synth", "scene", "-o", "x")

@@ -12,18 +12,10 @@ from torch import Tensor
 
 import hetecd
 from hetecd.config import ModelConfig
-from hetecd.convert import (
-    UNUSED,
-    adapt_channels,
-    convert,
-    convert_encoder,
-    convert_hetecd,
-    fresh,
-    load_encoder,
-    read_published,
-)
+from hetecd.convert import UNUSED, convert_encoder, convert_file, convert_hetecd, read_published
 from hetecd.encoder import ENCODERS, Encoder
 from hetecd.errors import CheckpointError, OutputError
+from hetecd.weights import adapt_channels, fresh, load_encoder
 
 ENCODER_CASES = ["timm/pvt_v2_b0", "timm/pvt_v2_b2", "huggingface/mit-b0", "huggingface/mit-b2"]
 
@@ -64,7 +56,7 @@ def test_a_released_checkpoint_becomes_ours(
         from safetensors.torch import save_file
 
         save_file(state, path)
-    assert "HeteCD, mit_b2, width 64" in convert(path, tmp_path / "ours.safetensors")
+    assert "HeteCD, mit_b2, width 64" in convert_file(path, tmp_path / "ours.safetensors")
     net = hetecd.load(tmp_path / "ours.safetensors")
     assert not net.training
     optical, sar, _ = parity.inputs(shared / "parity", "C_e64_1x64")
@@ -150,7 +142,7 @@ def test_the_other_spellings_of_mit_give_the_same_encoder(shared: Path, released
 def test_an_encoder_file_fills_both_branches_and_adapts_channels(shared: Path, tmp_path: Path) -> None:
     state = parity.state_dict(shared / "parity", "encoder_keys.json", "timm/pvt_v2_b0")
     torch.save(state, tmp_path / "pvt.pth")
-    assert "encoder pvt_v2_b0" in convert(tmp_path / "pvt.pth", tmp_path / "pvt.safetensors")
+    assert "encoder pvt_v2_b0" in convert_file(tmp_path / "pvt.pth", tmp_path / "pvt.safetensors")
     grey = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         outputs = []
@@ -208,7 +200,7 @@ def test_what_is_no_file_of_weights_is_refused(content: bytes | None, message: s
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as caught:
-        convert(path, tmp_path / "out.safetensors")
+        convert_file(path, tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -219,14 +211,14 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         read_published(tmp_path / "list.pth")
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"unknown weights, found keys like fc\.weight"):
-        convert(tmp_path / "other.pth", tmp_path / "out.safetensors")
+        convert_file(tmp_path / "other.pth", tmp_path / "out.safetensors")
 
 
 def test_a_folder_that_cannot_be_written(released: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(released, tmp_path / "published.pth")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
-        convert(tmp_path / "published.pth", tmp_path / "file" / "ours.safetensors")
+        convert_file(tmp_path / "published.pth", tmp_path / "file" / "ours.safetensors")
 
 
 def test_a_fresh_network_depends_on_its_seed_alone() -> None:
@@ -234,3 +226,30 @@ def test_a_fresh_network_depends_on_its_seed_alone() -> None:
     a, b, c = (fresh(config, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["decoder.fuse.weight"], c["decoder.fuse.weight"])
+
+
+def test_our_own_checkpoint_is_written_again_at_half_the_size(released: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(released, tmp_path / "published.pth")
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    convert_file(tmp_path / "published.pth", whole)
+    assert "written again" in convert_file(whole, half, half=True)
+    assert half.stat().st_size < 0.51 * whole.stat().st_size
+    assert hetecd.load(half).info == hetecd.load(whole).info
+
+
+def test_damaged_pickles_are_one_clear_line(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3, 3)}, tmp_path / "good.pth")
+    content = bytearray((tmp_path / "good.pth").read_bytes())
+    rng = np.random.default_rng(0)
+    said: list[str] = []
+    for _ in range(60):
+        spoiled = bytearray(content)
+        for place in rng.integers(len(content), size=20):
+            spoiled[place] = rng.integers(256)
+        (tmp_path / "bad.pth").write_bytes(spoiled)
+        try:
+            read_published(tmp_path / "bad.pth")
+        except CheckpointError as error:
+            said.append(str(error))
+    assert said
+    assert not [message for message in said if "\n" in message]

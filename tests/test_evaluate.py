@@ -11,7 +11,7 @@ from PIL import Image
 from hetecd.config import ModelConfig
 from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import InputError, OutputError
-from hetecd.evaluate import evaluate, predict_tiles, table
+from hetecd.evaluate import predict_tiles, score, table
 from hetecd.figures import FALSE_ALARM, HIT, MISS, NODATA, QUIET, picture, verdict
 from hetecd.info import ModelInfo
 from hetecd.metrics import Confusion, confusion
@@ -31,7 +31,7 @@ def dark_is_change(optical: Floats, sar: Floats) -> Floats:
 
 
 def test_scores_are_those_of_the_pooled_pixels(tiles: Path, tmp_path: Path) -> None:
-    result = evaluate(dark_is_change, INFO, tiles, out=tmp_path, batch=3)
+    result = score(dark_is_change, INFO, tiles, out=tmp_path, batch=3)
     total = Confusion()
     for files in find_tiles(tiles, "test"):
         with Image.open(files.label) as label, Image.open(files.after) as sar:
@@ -52,7 +52,7 @@ def test_the_threshold_is_the_checkpoints(tiles: Path) -> None:
     import dataclasses
 
     strict = dataclasses.replace(INFO, threshold=0.999)
-    assert evaluate(dark_is_change, strict, tiles)["recall"] < evaluate(dark_is_change, INFO, tiles)["recall"]
+    assert score(dark_is_change, strict, tiles)["recall"] < score(dark_is_change, INFO, tiles)["recall"]
 
 
 def test_tiles_of_different_sizes_are_grouped(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_tiles_of_different_sizes_are_grouped(tmp_path: Path) -> None:
         shapes.append(optical.shape)
         return np.zeros((len(sar), *sar.shape[2:]), np.float32)
 
-    result = evaluate(watch, INFO, tmp_path, batch=8)
+    result = score(watch, INFO, tmp_path, batch=8)
     assert shapes == [(2, 4, 40, 40), (1, 4, 48, 48), (1, 4, 40, 40)]
     assert result["iou"] is None  # nothing changed and nothing found: no score, not zero
     assert result["accuracy"] == 1.0
@@ -88,14 +88,14 @@ def test_a_split_without_any_pixel_that_counts(tmp_path: Path) -> None:
         nodata = 0 if folder == "A" else None
         write_raster(tmp_path / "test" / folder / "x.tif", image, Grid(None, None, 40, 40), nodata)
     with pytest.raises(InputError, match="found no pixel that counts in split 'test'"):
-        evaluate(dark_is_change, INFO, tmp_path, out=tmp_path / "out")
+        score(dark_is_change, INFO, tmp_path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
-        evaluate(dark_is_change, INFO, tiles, out=tmp_path / "file" / "out")
+        score(dark_is_change, INFO, tiles, out=tmp_path / "file" / "out")
 
 
 def test_pictures_and_verdicts() -> None:
@@ -111,3 +111,8 @@ def test_pictures_and_verdicts() -> None:
     bgrn = np.stack([np.full((4, 4), v, np.float32) * np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
                      for v in (1, 2, 3, 9)])  # fmt: skip
     assert picture(bgrn).shape == (4, 4, 3)
+
+
+def test_a_network_that_gives_no_numbers_is_not_scored(tiles: Path) -> None:
+    with pytest.raises(InputError, match="gives no finite numbers"):
+        score(lambda optical, sar: dark_is_change(optical, sar) * np.float32(np.nan), INFO, tiles)

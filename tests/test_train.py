@@ -1,6 +1,7 @@
 """Training learns, resumes exactly, and survives Ctrl-C and a full disk."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
@@ -16,9 +18,15 @@ from safetensors.torch import load_file
 
 import hetecd
 from hetecd.config import ModelConfig, TrainConfig
+from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
+from hetecd.info import ModelInfo
+from hetecd.modality import Modality
+from hetecd.model import HeteCD
+from hetecd.raster import Grid, write_raster
 from hetecd.resume import SafetensorsIO
-from hetecd.train import Hardware, fca_weight, fit, lr_factor
+from hetecd.synth import write_tiles
+from hetecd.train import MOST_OVERFLOWS, Hardware, Training, fca_weight, fit, lr_factor
 
 MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
 CPU = Hardware(accelerator="cpu", devices=1)
@@ -62,10 +70,6 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
 
 def test_it_learns(tmp_path: Path) -> None:
     """A change that both dates tell together, and neither alone: the XOR of two checkered images."""
-    import numpy as np
-
-    from hetecd.raster import Grid, write_raster
-
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):
         for i in range(count):
@@ -129,10 +133,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network(tiles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modalities", ["both", "optical"])
+def test_two_processes_train_one_network(modalities: str, tiles: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", "--data", str(tiles),
                "-o", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--width", "8", "--sar-db", "true",
-               "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--precision", "f32"]  # fmt: skip
+               "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--precision", "f32",
+               "--modalities", modalities]  # fmt: skip
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert [row["epoch"] for row in _rows(tmp_path / "run")] == ["0", "1"]
     hetecd.load(tmp_path / "run" / "best.safetensors")
@@ -148,10 +154,18 @@ def test_what_cannot_be_started_is_refused(tiles: Path, tmp_path: Path) -> None:
         fit(tiles, tmp_path / "file" / "run", MODEL, _config())
     out = tmp_path / "run"
     fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
-    with pytest.raises(OutputError, match="holds a training already; go on with --resume"):
+    with pytest.raises(OutputError, match=r"holds a training already \(state.safetensors\); go on with"):
         fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
     with pytest.raises(CheckpointError, match=r"settings differ from before \(lr 0.0005 -> 0.001\)"):
         fit(tiles, out, MODEL, _config(epochs=1, lr=1e-3), resume=True, hardware=CPU)
+    other = tmp_path / "other"
+    write_tiles(other, "train", range(4, 8), tile_px=64, scene_px=128)
+    with pytest.raises(CheckpointError, match="the tiles in --data are not those of before"):
+        fit(other, out, MODEL, _config(epochs=1), resume=True, hardware=CPU)
+    for path in (other / "train" / "label").iterdir():
+        write_raster(path, np.zeros((64, 64), np.uint8), Grid(None, None, 64, 64))
+    with pytest.raises(InputError, match="found no changed pixel in 12 training labels"):
+        fit(other, tmp_path / "blank", MODEL, _config(epochs=1), hardware=CPU)
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -219,3 +233,39 @@ def test_pretrained_encoders_are_used(tiles: Path, tmp_path: Path) -> None:
         assert torch.equal(encoder.state_dict()[key], tensors[key])
     first = "stages.0.embed.conv.weight"
     torch.testing.assert_close(net.sar_encoder.state_dict()[first], tensors[first].sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("modalities", ["optical", "sar"])
+def test_controls_that_see_one_date_train(modalities: str, tiles: Path, tmp_path: Path) -> None:
+    model = ModelConfig(**(QUICK | {"modalities": modalities}))  # type: ignore[arg-type]
+    fit(tiles, tmp_path / "run", model, _config(epochs=1), hardware=CPU)
+    assert float(_rows(tmp_path / "run")[0]["loss"]) < 10
+    net = hetecd.load(tmp_path / "run" / "last.safetensors")
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+def test_a_gradient_that_overflows_leaves_the_weights_alone_and_in_the_end_stops_the_training(tiles: Path) -> None:
+    config = _config(clip=0.5)
+    optical, sar = Modality((1, 2, 3), (0,) * 3, (1,) * 3), Modality((1,), (0,), (1,))
+    info = ModelInfo(ModelConfig(**QUICK, sar_channels=1), optical, sar)  # type: ignore[arg-type]
+    data = TileDataset(find_tiles(tiles, "test"), config, optical, sar)
+    task = Training(HeteCD(info.model), config, info, data, data)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1.0)
+    weight = task.model.decoder.fuse.weight
+
+    def step(gradient: float) -> float:
+        before = weight.detach().clone()
+        weight.grad = torch.full_like(weight, gradient)
+        task.configure_gradient_clipping(optimizer)
+        norm = 0.0 if weight.grad is None else weight.grad.norm().item()
+        optimizer.step()
+        assert torch.equal(weight, before) == (norm == 0.0)
+        return norm
+
+    for gradient in (math.inf, math.nan, -math.inf):
+        assert step(gradient) == 0.0
+    assert step(1e6) == pytest.approx(0.5)
+    for _ in range(MOST_OVERFLOWS - 1):
+        step(math.nan)
+    with pytest.raises(InputError, match="the gradient is not finite for 20 steps in a row; lower lr"):
+        step(math.nan)

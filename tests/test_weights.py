@@ -47,6 +47,8 @@ def test_round_trip_of_network_and_description(net: HeteCD, tmp_path: Path) -> N
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert {"format", *(f.name for f in dataclasses.fields(ModelInfo))} == set(file.metadata())
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(net: HeteCD, tmp_path: Path) -> None:
@@ -79,6 +81,10 @@ def _spoil(path: Path, how: str) -> None:
         metadata["model"] = '{"encoder": "mit_b0", "depth": 3}'
     elif how == "channels":
         metadata["sar"] = '{"bands": [1, 2], "low": [0, 0], "high": [1, 1]}'
+    elif how == "encoder":
+        metadata["model"] = '{"encoder": "mit_b9"}'
+    elif how in ("threshold", "before_is"):
+        metadata[how] = {"threshold": '"high"', "before_is": '"foo"'}[how]
     save_file(tensors, path, metadata)
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
@@ -94,7 +100,10 @@ def _spoil(path: Path, how: str) -> None:
         ("no model", "its description cannot be used"),
         ("bad json", "its description cannot be used"),
         ("unknown setting", "its description cannot be used"),
-        ("channels", "sar: the network reads 1 channels but its contract names 2"),
+        ("channels", r"a\.safetensors: .*sar: the network reads 1 channels but its contract names 2"),
+        ("encoder", r"a\.safetensors: .*encoder: found 'mit_b9', expected one of mit_b0"),
+        ("threshold", r"threshold: found 'high', expected 0 to 1"),
+        ("before_is", r"before_is: found 'foo'"),
         ("truncated", "not a .safetensors file"),
     ],
 )
@@ -148,6 +157,10 @@ def test_a_network_without_description_is_no_predictor() -> None:
 def test_public_names_are_loaded_on_first_use() -> None:
     assert hetecd.load is load
     assert set(hetecd.__all__) > {"HeteCD", "fit", "open_pair", "predict_scene"}
-    assert all(getattr(hetecd, name) for name in hetecd.__all__)
+    import types
+
+    for _ in range(2):  # loading one name must not turn another into its module
+        found = {name: getattr(hetecd, name) for name in hetecd.__all__}
+        assert not [name for name, value in found.items() if isinstance(value, types.ModuleType)]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = hetecd.lod
