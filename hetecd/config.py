@@ -112,7 +112,7 @@ class TrainConfig:
         scale: largest enlargement; a tile is enlarged by U(1, scale) and cropped back.
         blur_px: Gaussian blur of radius U(0, blur_px).
         optical_jitter: brightness, contrast and saturation of optical vary by this share.
-        optical_hue: hue of optical varies by this share of the circle (first three bands).
+        optical_hue: hue of optical varies by this share of the circle (red, green, blue).
         sar_jitter: brightness and contrast of SAR vary by this share.
         sar_hue: hue jitter on SAR. Senseless; the published recipe does it.
         sar_speckle: standard deviation of extra multiplicative speckle on SAR.

@@ -61,14 +61,6 @@ class Modality:
         """Number of channels the network reads."""
         return len(self.bands)
 
-    def check_bands(self, count: int, what: str) -> None:
-        """Raise InputError unless a file with ``count`` bands can serve; ``what`` names the file or role."""
-        if count < max(self.bands):
-            raise InputError(
-                f"{what}: found {count} band{'s'[: count != 1]}, expected at least {max(self.bands)} "
-                f"(the network reads bands {list(self.bands)}); use other weights or another file"
-            )
-
     def normalise(self, raw: Floats) -> Floats:
         """Scale raw values to about [0, 1]; invalid (NaN, infinite) pixels become 0.
 

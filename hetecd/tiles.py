@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.errors import InputError
-
-Floats = NDArray[np.float32]  # as in hetecd.modality
+from hetecd.modality import Floats
 
 
 @dataclass(frozen=True)

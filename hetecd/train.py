@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetecd.augment import augment
-from hetecd.config import ModelConfig, TrainConfig
+from hetecd.config import IGNORE, ModelConfig, TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.files import replacing
@@ -172,7 +172,8 @@ class Training(pl.LightningModule):
         if not logits.isfinite().all():  # running statistics do not recover from one such batch
             raise InputError(f"training: the network gives no finite numbers any more; lower lr ({self.config.lr:g})")
         loss = cross_entropy(logits, batch["label"], self.config.val_ce_weights)
-        self.log("val_loss", loss, batch_size=len(logits), sync_dist=True)
+        counted = int((batch["label"] != IGNORE).flatten(1).any(1).sum())  # a tile repeated to fill up a rank does not
+        self.log("val_loss", loss, batch_size=max(1, counted), sync_dist=True)
         changed = logits[:, 1] > logits[:, 0]
         self.confusion += confusion(changed.cpu().numpy(), batch["label"].cpu().numpy())
 

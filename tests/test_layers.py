@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hetecd"
 ROWS = [
     {"__init__"},
     {"errors"},
-    {"config", "files", "tiles"},
-    {"modality", "metrics", "folders"},
+    {"config", "files", "modality"},
+    {"tiles", "metrics", "folders"},
     {"info", "raster"},
     {"pair", "vector", "synth_world", "encoder", "difference"},
     {"synth_render", "model", "predict"},

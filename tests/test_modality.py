@@ -83,20 +83,6 @@ def test_wrong_number_of_channels() -> None:
         TWO.normalise(np.zeros((3, 4, 4), np.float32))
 
 
-def test_check_bands_says_what_is_missing() -> None:
-    four = Modality((4, 1, 4), (0.0,) * 3, (1.0,) * 3)
-    four.check_bands(4, "a.tif")
-    four.check_bands(13, "a.tif")
-    with pytest.raises(InputError) as caught:
-        four.check_bands(3, "a.tif")
-    assert str(caught.value) == (
-        "a.tif: found 3 bands, expected at least 4 (the network reads bands [4, 1, 4]); use other weights or another "
-        "file"
-    )
-    with pytest.raises(InputError, match="found 1 band, expected"):
-        four.check_bands(1, "optical")
-
-
 @pytest.mark.parametrize(
     ("bands", "low", "high", "says"),
     [
