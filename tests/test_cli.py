@@ -11,6 +11,8 @@ import rasterio
 from conftest import QUICK
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
+from scipy import ndimage
 
 import hetecd
 from hetecd import cli
@@ -146,6 +148,25 @@ def test_synth_writes_scenes_and_tiles(tmp_path: Path, capsys: pytest.CaptureFix
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"optical.tif", "sar.tif", "label.tif"}
     assert cli.main(f"synth tiles -o {tmp_path / 't'} --scenes 1 --tile 256".split()) == 0
     assert "4 tiles" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_scene_with_the_weights_that_come_along(shared: Path, tmp_path: Path) -> None:
+    """Sentinel-2 and Sentinel-1 on different grids: the map lies on the optical one, nodata where either has none."""
+    pair = [shared / "data" / "scene_la" / f"{name}.tif" for name in ("optical", "sar")]
+    assert cli.main(["predict", *map(str, pair), "-o", str(tmp_path / "map"), "--precision", "bf16"]) == 0
+    with rasterio.open(tmp_path / "map" / "change.tif") as change, rasterio.open(pair[0]) as optical:
+        assert (change.crs, change.transform, change.shape) == (optical.crs, optical.transform, optical.shape)
+        with rasterio.open(pair[1]) as sar, WarpedVRT(
+            sar, crs=optical.crs, transform=optical.transform, height=optical.height, width=optical.width
+        ) as warped:  # fmt: skip
+            outside = warped.read(1) == 0
+        mapped = change.read(1)
+    assert (mapped[ndimage.binary_erosion(outside, iterations=3)] == 255).all()
+    assert (mapped[ndimage.binary_erosion(~outside, iterations=3)] != 255).all()
+    probability = read_raster(tmp_path / "map" / "probability.tif").array[0]
+    np.testing.assert_array_equal(np.isnan(probability), mapped == 255)
+    assert (mapped == 1).sum() < 0.1 * (mapped != 255).sum()  # nothing changed there
 
 
 # --- bad input: one line, exit code 1, nothing half-written ----------------------------------------------------------
