@@ -138,6 +138,8 @@ def synth(args: Namespace) -> None:
     if args.what == "scene":
         print("\n".join(str(path) for path in write_pair(args.out, args.seed, args.size, args.size, args.kind)))
         return
+    if args.scenes < 1:
+        raise InputError(f"scenes: found {args.scenes}, expected at least 1")
     seeds = range(args.seed, args.seed + args.scenes)
     names = write_tiles(args.out, args.split, seeds, args.tile, kind=None if args.kind == "both" else args.kind)
     print(f"{len(names)} tiles in {Path(args.out) / args.split}")
@@ -180,7 +182,9 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
     parser.add_argument("--threshold", type=float | None, help="probability of a change; default: the checkpoint's")
-    parser.add_argument("--tile", type=int, default=512, help="edge of a window, px")
+    parser.add_argument(
+        "--tile", type=int, default=256, help="edge of a window, px; best about that of the training tiles"
+    )
     parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
     parser.add_argument("--batch", type=int, default=4, help="windows at a time")
     _device_arguments(parser)

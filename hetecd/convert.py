@@ -173,6 +173,10 @@ def convert_file(path: Path | str, out: Path | str, half: bool = False) -> str:
         CheckpointError: unreadable or unknown, or tensors missing, extra or of another shape (all are named).
         OutputError: ``out`` cannot be written.
     """
+    if Path(out).suffix != ".safetensors":
+        raise CheckpointError(f"{out}: expected a name that ends in .safetensors")
+    if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+        raise CheckpointError(f"{out}: is the input; choose another name")
     if Path(path).suffix == ".safetensors" and read_tensors(path)[1].get("format") == FORMAT:
         model = load(path)
         assert model.info is not None

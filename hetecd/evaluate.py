@@ -53,6 +53,8 @@ def score(
         InputError: the split cannot be read, or none of its pixels counts.
         OutputError: ``out`` cannot be written.
     """
+    if batch < 1:
+        raise InputError(f"batch: found {batch}, expected at least 1")
     files = find_tiles(data, split)
     ignore = bool(info.recipe.get("ignore_255", False)) if ignore_255 is None else ignore_255
     config = TrainConfig(before_is=info.before_is, ignore_255=ignore)

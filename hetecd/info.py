@@ -66,9 +66,10 @@ def from_metadata(metadata: dict[str, str], path: Path | str) -> ModelInfo:
     """
     found = metadata.get("format")
     if found != FORMAT:
-        raise CheckpointError(
-            f"{path}: found format {found!r}, expected {FORMAT!r}; published weights go through `hetecd convert` first"
-        )
+        hint = "published weights go through `hetecd convert` first"
+        if str(found).startswith("hetecd-"):
+            hint = "this is another of our files; take the best.safetensors of a training"
+        raise CheckpointError(f"{path}: found format {found!r}, expected {FORMAT!r}; {hint}")
     try:
         values = {f.name: json.loads(metadata[f.name]) for f in dataclasses.fields(ModelInfo)}
         values["model"] = ModelConfig(**values["model"])

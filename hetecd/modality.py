@@ -80,6 +80,17 @@ class Modality:
         # Of the raw values, as the floor of dB hides minus infinity.
         return np.where(np.isfinite(raw), np.clip(x, *CLIP), np.float32(0)).astype(np.float32, copy=False)
 
+    def outlying(self, raw: Floats) -> float:
+        """Share of the valid values outside ``low`` to ``high``; about 0.02 where the image is like those of training.
+
+        Args:
+            raw: (..., C, H, W) float32 in the unit of the file, NaN = invalid.
+        """
+        x = to_db(raw) if self.db else raw
+        low, high = (np.asarray(v, np.float32)[:, None, None] for v in (self.low, self.high))
+        valid = np.isfinite(x).sum()
+        return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
+
 
 def to_db(power: Floats) -> Floats:
     """Linear power to decibel, floored at -60 dB; NaN stays NaN."""

@@ -61,7 +61,7 @@ def predict_scene(
     predictor: Predictor,
     out_dir: Path | str,
     threshold: float = 0.5,
-    tile_px: int = 512,
+    tile_px: int = 256,
     overlap_px: int = 64,
     batch: int = 4,
     progress: bool = True,
@@ -77,7 +77,7 @@ def predict_scene(
         predictor: see the module.
         out_dir: made if need be; older results in it are replaced.
         threshold: probability from which a pixel counts as changed.
-        tile_px: edge of a window, at least 32.
+        tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         progress: show a bar where the output is a terminal.
@@ -124,7 +124,7 @@ def predict_folder(
     sar: Modality,
     before_is: Role = "optical",
     threshold: float = 0.5,
-    tile_px: int = 512,
+    tile_px: int = 256,
     overlap_px: int = 64,
     batch: int = 4,
     progress: bool = True,
@@ -191,7 +191,7 @@ def probability_rows(
     Args:
         pair: what to read.
         predictor: see the module.
-        tile_px: edge of a window, at least 32.
+        tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         tally: counts the windows left out.

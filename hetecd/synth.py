@@ -311,6 +311,7 @@ def write_pair(
         InputError: an argument is out of range.
         OutputError: the folder is not writable or the disk is full.
     """
+    _check(seed, height_px, width_px, kind, looks, jitter_px)
     folder = Path(folder)
     around = max(24, min(height_px, width_px) // 8)
     scene = make_scene(

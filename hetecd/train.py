@@ -88,7 +88,7 @@ def fit(
         OutputError: ``out`` cannot be written, or holds a training and ``resume`` is False.
     """
     out, config, hardware = Path(out), config or TrainConfig(), hardware or Hardware()
-    _check_out(out, resume)
+    _check_unused(out, resume)
     train_files, val_files, note = split_tiles(data, config)
     log.info(note)
     optical, sar = fit_modalities(train_files, config)
@@ -107,6 +107,7 @@ def fit(
         fresh(model_config, config.seed, config.encoder_weights), config, info, train_tiles,
         TileDataset(val_files, config, optical, sar),
     )  # fmt: skip
+    _check_writable(out)
     try:
         trainer = _trainer(out, config, hardware)
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
@@ -328,11 +329,14 @@ def lr_factor(config: TrainConfig, step: int, steps: int) -> float:
     return (1 - (step - warmup) / max(1, steps - warmup)) ** config.lr_power
 
 
-def _check_out(out: Path, resume: bool) -> None:
+def _check_unused(out: Path, resume: bool) -> None:
     if resume and not (out / STATE).is_file():
         raise CheckpointError(f"{out}: found no {STATE}, expected a training to resume; start without --resume")
     if not resume and (left := [name for name in (STATE, BEST, LAST) if (out / name).exists()]):
         raise OutputError(f"{out}: holds a training already ({left[0]}); go on with --resume or choose another folder")
+
+
+def _check_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -4,6 +4,7 @@ The tensors are the network; the metadata is its :class:`hetecd.info.ModelInfo`.
 stranger's file is safe.
 """
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +19,15 @@ from hetecd.encoder import Encoder
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
-from hetecd.modality import Floats, Predictor
+from hetecd.modality import Floats, Modality, Predictor
 from hetecd.model import HeteCD
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
+log = logging.getLogger("hetecd")
+
 ENCODER_FORMAT = "hetecd-encoder-1"
+FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
 FIRST = "stages.0.embed.conv.weight"
 
 
@@ -190,7 +194,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
         precision: "bf16" computes in bfloat16 (autocast); "auto" does so on a GPU.
 
     Returns:
-        ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid.
+        ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid. It
+        warns, once, where most values are unlike those of training.
 
     Raises:
         CheckpointError: the network has no ``info``.
@@ -208,13 +213,24 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
 
+    warned: set[str] = set()
+
+    def warn(name: str, modality: Modality, raw: Floats) -> None:
+        if name not in warned and (share := modality.outlying(raw)) > FOREIGN:
+            warned.add(name)
+            log.warning(
+                "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "
+                "rescale the image or use other weights",
+                name, 100 * share, modality.low, modality.high, "dB" if modality.db else modality.unit,
+            )  # fmt: skip
+
     def predict(optical: Floats, sar: Floats) -> Floats:
+        images = [torch.from_numpy(info.optical.normalise(optical)), torch.from_numpy(info.sar.normalise(sar))]
+        warn("optical", info.optical, optical)
+        warn("sar", info.sar, sar)
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
             try:
-                logits = model(
-                    torch.from_numpy(info.optical.normalise(optical)).to(device),
-                    torch.from_numpy(info.sar.normalise(sar)).to(device),
-                )
+                logits = model(*(image.to(device) for image in images))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(f"device: not enough memory for {sar.shape}; lower --batch or --tile") from error
             prob = logits.float().softmax(1)[:, 1]

@@ -326,6 +326,37 @@ def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path
     assert (tmp_path / "metrics.json").exists()
 
 
+def test_numbers_out_of_range(
+    checkpoint: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert "batch: found 0" in _error(capsys, "evaluate", checkpoint, "--data", tiles, "--batch", 0)
+    assert "expected at least 32 x 32" in _error(capsys, "synth", "scene", "-o", out, "--size", 0)
+    assert "scenes: found 0" in _error(capsys, "synth", "tiles", "-o", out, "--scenes", 0)
+    assert "is the input" in _error(capsys, "convert", checkpoint, "-o", checkpoint)
+    assert "ends in .safetensors" in _error(capsys, "convert", checkpoint, "-o", tmp_path / "x.pth")
+    state = checkpoint.with_name("state.safetensors")
+    assert "take the best.safetensors" in _error(capsys, "evaluate", state, "--data", tiles)
+    assert not out.exists()
+
+
+def test_a_training_that_cannot_start_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _bad_tiles("values", tmp_path)
+    (tmp_path / "test").rename(tmp_path / "train")
+    _error(capsys, "train", RECIPES[0], "--data", tmp_path, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_unlike_those_of_training_is_called_out(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights that come along want 8-bit images; these are reflectance and linear power."""
+    words = ["predict", str(scene / "optical.tif"), str(scene / "sar.tif"), "-o", str(tmp_path / "map")]
+    assert cli.main(words) == 0
+    assert "sar: 100 % of the values lie outside those of training" in caplog.text
+    assert caplog.text.count("sar: ") == 1
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     words = ["train", str(tmp_path / "x.yaml"), "--data", "d", "-o", str(tmp_path / "r")]
     for spelled in (["--debug", *words], [*words, "--debug"]):

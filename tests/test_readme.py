@@ -41,6 +41,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pair(folder / "demo" / "scene", 2001, 128, 128)
     for name, file in (("before", "optical"), ("after", "sar")):
         shutil.copy(folder / "demo" / "scene" / f"{file}.tif", folder / f"{name}.tif")
+    for name, file in (("sar_before", "sar"), ("optical_after", "optical")):
+        shutil.copy(folder / "demo" / "scene" / f"{file}.tif", folder / f"{name}.tif")
+    write_tiles(folder / "demo" / "tiles", "test", (10,), tile_px=64, scene_px=128)
     write_tiles(folder / "data", "train", range(2), tile_px=64, scene_px=128)
     write_tiles(folder / "data", "test", (9,), tile_px=64, scene_px=128)
     torch.save(PlainHeteCD(8).state_dict(), folder / "published.pth")
