@@ -96,9 +96,11 @@ def fit(
         model_config or ModelConfig(), optical_channels=optical.channels, sar_channels=sar.channels
     )
     recipe = asdict(model_config) | asdict(config)
+    name = Path(data).resolve().name
+    origin = f"{name}: {len(train_files)} training tiles; {note.replace(str(data), name)}"  # no path of this machine
     info = ModelInfo(
         model=model_config, optical=optical, sar=sar, before_is=config.before_is, recipe=recipe,
-        data=f"{Path(data).resolve().name}: {len(train_files)} training tiles; {note}", licence=config.data_licence,
+        data=origin, licence=config.data_licence,
     )  # fmt: skip
     train_tiles = TileDataset(train_files, config, optical, sar, augment)
     if not train_tiles.has_change:
