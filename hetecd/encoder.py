@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hetecd.ops import Linear, attend
+
 STRIDES = (4, 8, 16, 32)
 PAD_TO = 32  # every input is padded to a multiple of the coarsest stride
 
@@ -57,9 +59,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)  # keys first
-        self.out = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key_value = Linear(channels, 2 * channels)  # keys first
+        self.out = Linear(channels, channels)
         self.reduce = nn.Conv2d(channels, channels, reduction, reduction) if reduction > 1 else None
         self.reduce_norm = nn.LayerNorm(channels, eps=1e-5) if reduction > 1 else None
 
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         if self.reduce is not None and self.reduce_norm is not None:
             x = self.reduce_norm(self.reduce(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # (B, H/r, W/r, C)
         kv = self.key_value(x).view(B, -1, 2, heads, C // heads).permute(2, 0, 3, 1, 4)  # (2, B, heads, M, c)
-        x = F.scaled_dot_product_attention(q, kv[0], kv[1], dropout_p=self.dropout if self.training else 0.0)
+        x = attend(q, kv[0], kv[1], self.dropout if self.training else 0.0)
         x = self.out(x.transpose(1, 2).reshape(B, H, W, C))
         return F.dropout(x, self.dropout, self.training)
 
@@ -83,9 +85,9 @@ class Mlp(nn.Module):
         super().__init__()
         hidden = channels * expansion
         self.dropout = dropout
-        self.expand = nn.Linear(channels, hidden)
+        self.expand = Linear(channels, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.project = nn.Linear(hidden, channels)
+        self.project = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

@@ -12,6 +12,7 @@ from hetecd.encoder import ENCODERS, PAD_TO, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
 from hetecd.modality import MIN_PX
+from hetecd.ops import Conv3x3, Linear
 
 # ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
 Features = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -100,8 +101,8 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Conv3x3(width, width)
+        self.conv2 = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D, h, w)."""
@@ -117,7 +118,7 @@ class Decoder(nn.Module):
         dropout = config.decoder_dropout
         self.dropout = dropout
         self.token_dropout = config.token_dropout
-        self.project = nn.ModuleList(nn.Linear(c, D) for c in channels)
+        self.project = nn.ModuleList(Linear(c, D) for c in channels)
         self.difference = nn.ModuleList(Difference(D, dropout, config.attention == "rescaled") for _ in channels)
         self.fuse = nn.Conv2d(len(channels) * D, D, 1)  # reads the scales from coarse to fine
         self.fuse_norm = nn.BatchNorm2d(D)

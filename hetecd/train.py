@@ -32,6 +32,7 @@ from hetecd.info import ModelInfo
 from hetecd.losses import cross_entropy, fca_loss, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.model import Features, HeteCD
+from hetecd.ops import keep_memory
 from hetecd.resume import SafetensorsIO
 from hetecd.weights import fresh, save
 
@@ -87,6 +88,7 @@ def fit(
         CheckpointError: nothing to resume in ``out``, or other settings or data than before.
         OutputError: ``out`` cannot be written, or holds a training and ``resume`` is False.
     """
+    keep_memory()
     out, config, hardware = Path(out), config or TrainConfig(), hardware or Hardware()
     _check_unused(out, resume)
     train_files, val_files, note = split_tiles(data, config)

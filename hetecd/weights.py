@@ -4,6 +4,7 @@ The tensors are the network; the metadata is its :class:`hetecd.info.ModelInfo`.
 stranger's file is safe.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Modality, Predictor
 from hetecd.model import HeteCD
+from hetecd.ops import keep_memory, lower
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
@@ -120,6 +122,7 @@ def load(path: Path | str) -> HeteCD:
     Raises:
         CheckpointError: missing, unreadable, foreign, or not fitting its own description.
     """
+    keep_memory()
     tensors, metadata = read_tensors(path)
     info = from_metadata(metadata, path)
     model = empty(info.model)
@@ -189,7 +192,7 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     """A function from raw images to the probability of change.
 
     Args:
-        model: a loaded network, or any that has its ``info`` set; moved to the device.
+        model: a loaded network, or any that has its ``info`` set; moved to the device, or copied for bfloat16.
         device: where to compute; "auto" takes a GPU if there is one.
         precision: "bf16" computes in bfloat16 (autocast); "auto" does so on a GPU.
 
@@ -212,6 +215,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
+    if bf16:
+        model = lower(copy.deepcopy(model))
 
     warned: set[str] = set()
 

@@ -15,7 +15,8 @@ ROWS = [
     {"config", "files", "modality"},
     {"tiles", "metrics", "folders"},
     {"info", "raster"},
-    {"pair", "vector", "synth_world", "encoder", "difference"},
+    {"pair", "vector", "synth_world", "ops"},
+    {"encoder", "difference"},
     {"synth_render", "model", "predict"},
     {"synth", "losses", "weights"},
     {"convert", "augment", "data", "resume"},
@@ -24,8 +25,8 @@ ROWS = [
     {"cli"},
 ]
 OWNERS = {
-    "torch": {"encoder", "difference", "losses", "model", "weights", "convert", "augment", "data", "resume", "train",
-              "distances"},
+    "torch": {"ops", "encoder", "difference", "losses", "model", "weights", "convert", "augment", "data", "resume",
+              "train", "distances"},
     "lightning": {"resume", "train"},
     "rasterio": {"raster", "pair", "vector", "synth"},
     "affine": {"raster", "pair", "vector", "synth"},

@@ -1,5 +1,6 @@
 """The network gives the published network's numbers, and takes any size and any number of channels."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hetecd.difference import SpatialAttention, Volumes
 from hetecd.errors import ConfigError, InputError
 from hetecd.losses import cross_entropy, fca_loss, released_dice
 from hetecd.model import HeteCD
+from hetecd.ops import lower
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +221,13 @@ def test_dropout_of_tokens_or_of_channels() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"dropout: found 1.5, expected 0 to 0.95"):
         ModelConfig(dropout=1.5)
+
+
+@pytest.mark.parametrize("name", parity.CASES)
+def test_bfloat16_decides_as_float32_does(name: str, published: dict[int, HeteCD], shared: Path) -> None:
+    arrays, _ = parity.case(shared / "parity", name)
+    optical, sar, _ = parity.inputs(shared / "parity", name)
+    net = lower(copy.deepcopy(published[parity.CASES[name]]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(optical, sar).float().numpy()
+    assert (logits.argmax(1) == arrays["logits"].argmax(1)).mean() >= 0.985

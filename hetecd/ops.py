@@ -1,0 +1,162 @@
+"""Standard operations in the form that a CPU runs fastest. Same parameters, same results as PyTorch's own.
+
+What a table in docs/performance.md shows to pay is here, nothing else. On a GPU, and where a graph is traced or
+compiled, every one of them is PyTorch's own form again.
+"""
+
+import ctypes
+import os
+import sys
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+SCORES = 2**24  # attention scores held at a time
+BLOCK = 2**22  # numbers of an image that Winograd transforms at a time: enough for full speed, and little memory
+SMALL = 1024  # pixels below which Winograd does not pay
+WIDE = 256  # input channels from which Winograd's transformations cost less than they save
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory for the next large tensor instead of returning it to the system.
+
+    Getting it back costs a page fault per 4 KiB, which takes longer than most elementwise operations. Does nothing
+    where the allocator is another one, or where its user has set it up by the environment.
+    """
+    if not sys.platform.startswith("linux") or any(k.startswith(("MALLOC_", "GLIBC_TUNABLES")) for k in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc has it, musl has not
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+        mallopt(trim_threshold, -1)
+        if not mallopt(mmap_threshold, 2**30):  # older versions allow 32 MiB only
+            mallopt(mmap_max, 0)
+
+
+def lower(model: M) -> M:
+    """Convolutions and linear layers in bfloat16, in place, for use under autocast, which then casts no weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    return model
+
+
+def traced() -> bool:
+    """Whether a graph is being made of what runs."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def plain(x: Tensor) -> bool:
+    """Whether PyTorch's own form is the one to use."""
+    return x.device.type != "cpu" or traced()
+
+
+def reusable() -> bool:
+    """Whether a result may overwrite what it was made from."""
+    return not torch.is_grad_enabled() and not traced()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear map of the last dimension, (B, h, w, C) -> (B, h, w, C_out), for a weight (C_out, C).
+
+    As a 1x1 convolution it runs in oneDNN, which is fast on every CPU; as a float32 matrix product it would run in
+    MKL, which takes twice as long on an AMD.
+    """
+    if plain(x):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """A linear layer of maps, see :func:`linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C_out)."""
+        return linear(input, self.weight, self.bias)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax(query key^T / sqrt(c)) value, (B, heads, N, c) and twice (B, heads, M, c) -> (B, heads, N, c).
+
+    In bfloat16 PyTorch's own form unpacks to float32 on CPUs without matrix registers: two plain products take half the
+    time.
+    """
+    if plain(query) or query.dtype != torch.bfloat16 or dropout > 0:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    B, heads, _, c = query.shape
+    key = (key * c**-0.5).transpose(-1, -2)
+    rows = max(1, SCORES // (B * heads * key.shape[-1]))
+    parts = [(part @ key).softmax(-1) @ value for part in query.split(rows, dim=2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of many channels, without gradients by Winograd's F(2x2, 3x3) (Lavin and Gray 2016).
+
+    Four neighbouring outputs take 16 products instead of 36. Sums and differences only, so that float32 keeps its
+    accuracy and bfloat16 loses one bit and a half.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, 3, padding=1)
+        self._transformed: tuple[object, list[list[Tensor]]] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C_in, h, w) -> (B, C, h, w), channels-last in memory."""
+        if torch.is_grad_enabled():
+            self._transformed = None  # an optimizer step may follow; fused ones leave no trace in the version below
+        B, C, h, w = input.shape
+        if plain(input) or torch.is_grad_enabled() or C < WIDE or h % 2 or w % 2 or B * h * w < SMALL:
+            return super().forward(input)
+        if torch.is_autocast_enabled("cpu"):
+            input = input.to(torch.get_autocast_dtype("cpu"))
+        return self._winograd(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _winograd(self, x: Tensor) -> Tensor:
+        """(B, h, w, C_in) -> (B, h, w, C)."""
+        B, h, w, C = x.shape
+        weights = self._weights(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        out = x.new_empty(B, h // 2, 2, w // 2, 2, self.out_channels)
+        x = F.pad(x, (0, 0, 1, 1, 1, 1))
+        step = max(1, BLOCK // (B * w // 2 * C))
+        for first in range(0, h // 2, step):
+            n = min(step, h // 2 - first)  # rows of tiles
+            strip = x[:, 2 * first : 2 * (first + n) + 2]
+            rows = _difference([strip[:, i : i + 2 * n : 2] for i in range(4)])  # 4 of (B, n, w + 2, C_in)
+            sums = []
+            for i, row in enumerate(rows):
+                tiles = _difference([row[:, :, j : j + w : 2] for j in range(4)])  # 4 of (B, n, w / 2, C_in)
+                # The product in the middle is part of all four outputs: the bias goes there, once.
+                products = [
+                    F.conv2d(tile.permute(0, 3, 1, 2), weights[i][j], bias if i == j == 1 else None)
+                    for j, tile in enumerate(tiles)
+                ]
+                sums.append(_sum(products))
+            for j in range(2):
+                for i, part in enumerate(_sum([pair[j] for pair in sums])):
+                    out[:, first : first + n, i, :, j] = part.permute(0, 2, 3, 1)
+        return out.view(B, h, w, self.out_channels)
+
+    def _weights(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """4 x 4 transformed weights (C, C_in, 1, 1), made once."""
+        state = (dtype, self.weight.data_ptr(), None if self.weight.is_inference() else self.weight._version)
+        if self._transformed is None or self._transformed[0] != state:
+            g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+            w = self.weight.float()
+            made = [[torch.einsum("u,v,ocuv->oc", a, b, w)[:, :, None, None].to(dtype) for b in g] for a in g]
+            self._transformed = (state, made)
+        return self._transformed[1]
+
+
+def _difference(d: list[Tensor]) -> tuple[Tensor, ...]:
+    """Winograd's transformation of four neighbouring inputs."""
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+
+
+def _sum(m: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Winograd's way back from four products to two neighbouring outputs."""
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]

@@ -1,0 +1,152 @@
+"""The fast forms give what PyTorch's own give."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hetecd import ops
+from hetecd.ops import Conv3x3, Linear, attend, lower
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+RTOL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+    """Close in units of the largest value, as sums of many terms are."""
+    assert found.dtype == dtype
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= RTOL[dtype] * wanted.abs().max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    B=st.integers(1, 3), h=st.integers(1, 9), w=st.integers(1, 9), channels=st.integers(1, 70),
+    out=st.integers(1, 70), dtype=DTYPES,
+)  # fmt: skip
+def test_linear_layer(B: int, h: int, w: int, channels: int, out: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(B * h * w + channels)
+    layer = Linear(channels, out)
+    x = torch.randn(B, h, w, channels)
+    wanted = nn.Linear.forward(copy.deepcopy(layer).double(), x.double())
+    with torch.no_grad():
+        found = layer.to(dtype)(x.to(dtype))
+    _close(found, wanted, dtype)
+    assert found.is_contiguous()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    B=st.integers(1, 3), heads=st.integers(1, 5), n=st.integers(1, 60), m=st.integers(1, 60), dtype=DTYPES,
+    scores=st.sampled_from([1, 500, ops.SCORES]),
+)  # fmt: skip
+def test_attention(B: int, heads: int, n: int, m: int, dtype: torch.dtype, scores: int) -> None:
+    torch.manual_seed(n)
+    query, key, value = (torch.randn(B, heads, size, 32) for size in (n, m, m))
+    wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(ops, "SCORES", scores)
+        _close(attend(query.to(dtype), key.to(dtype), value.to(dtype)), wanted, dtype)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    B=st.integers(1, 3), h=st.integers(1, 24), w=st.integers(1, 24), channels=st.integers(4, 300),
+    dtype=DTYPES, block=st.sampled_from([1, 2**14, ops.BLOCK]), autocast=st.booleans(), bias=st.booleans(),
+)  # fmt: skip
+def test_wide_convolution(
+    B: int, h: int, w: int, channels: int, dtype: torch.dtype, block: int, autocast: bool, bias: bool
+) -> None:
+    torch.manual_seed(h)
+    conv = Conv3x3(channels, 7)
+    if not bias:
+        conv.bias = None
+    x = torch.randn(B, channels, h, w)
+    wanted = F.conv2d(x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
+    if autocast:
+        dtype = torch.bfloat16
+    else:
+        conv, x = conv.to(dtype), x.to(dtype)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), torch.autocast("cpu", enabled=autocast):
+        patch.setattr(ops, "BLOCK", block)
+        patch.setattr(ops, "SMALL", 1)
+        patch.setattr(ops, "WIDE", 1)
+        _close(conv(x), wanted, dtype)
+        assert (conv._transformed is not None) == (h % 2 == w % 2 == 0)
+
+
+def test_transformed_weights_follow_the_weights() -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(ops.WIDE, 8).eval()
+    x = torch.randn(1, ops.WIDE, 32, 32)
+
+    def check() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4, rtol=1e-4)
+            assert conv._transformed is not None
+
+    check()
+    conv.load_state_dict(Conv3x3(ops.WIDE, 8).state_dict())
+    check()
+    optimizer = torch.optim.AdamW(conv.parameters(), lr=1.0, fused=True)  # leaves the version of the weights alone
+    conv(x).sum().backward()
+    optimizer.step()
+    check()
+    conv.weight.data = torch.randn_like(conv.weight)
+    check()
+    with torch.inference_mode():
+        conv = copy.deepcopy(conv)
+    check()
+
+
+def test_gradients_come_from_the_plain_convolution() -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(ops.WIDE, 4)
+    x = torch.randn(1, ops.WIDE, 32, 32, requires_grad=True)
+    conv(x).square().sum().backward()
+    assert x.grad is not None
+    found = x.grad.clone()
+    x.grad = None
+    F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_a_traced_graph_is_plain() -> None:
+    conv = Conv3x3(ops.WIDE, 4).eval()
+    with torch.no_grad():
+        graph = torch.jit.trace(conv, torch.randn(1, ops.WIDE, 32, 32))
+    assert str(graph.inlined_graph).count("aten::_convolution") == 1
+
+
+def test_lowered_network_keeps_its_norms() -> None:
+    net = lower(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 6), nn.LayerNorm(6)))
+    assert [next(module.parameters()).dtype for module in net] == [
+        torch.bfloat16, torch.float32, torch.bfloat16, torch.float32,
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept(environment: dict[str, str], kept: bool) -> None:
+    """Page faults of making a tensor of 64 MB again and again: in the end none where memory is kept, else 16,384."""
+    program = (
+        "import resource, torch\n"
+        "from hetecd.ops import keep_memory\n"
+        "keep_memory()\n"
+        "for _ in range(20):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=own | environment, capture_output=True, text=True, check=True
+    )
+    assert (int(run.stdout) < 1000) == kept
