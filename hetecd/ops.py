@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 SCORES = 2**24  # attention scores held at a time
-BLOCK = 2**22  # numbers of an image that Winograd transforms at a time: enough for full speed, and little memory
-SMALL = 1024  # pixels below which Winograd does not pay
+BLOCK = 2**21  # numbers of an image that Winograd transforms at a time: enough for full speed, and little memory
+SMALL = 4096  # pixels below which Winograd does not pay
 WIDE = 256  # input channels from which Winograd's transformations cost less than they save
 
 

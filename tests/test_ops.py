@@ -85,7 +85,7 @@ def test_wide_convolution(
 def test_transformed_weights_follow_the_weights() -> None:
     torch.manual_seed(0)
     conv = Conv3x3(ops.WIDE, 8).eval()
-    x = torch.randn(1, ops.WIDE, 32, 32)
+    x = torch.randn(1, ops.WIDE, 64, 64)
 
     def check() -> None:
         with torch.no_grad():
@@ -109,7 +109,7 @@ def test_transformed_weights_follow_the_weights() -> None:
 def test_gradients_come_from_the_plain_convolution() -> None:
     torch.manual_seed(0)
     conv = Conv3x3(ops.WIDE, 4)
-    x = torch.randn(1, ops.WIDE, 32, 32, requires_grad=True)
+    x = torch.randn(1, ops.WIDE, 64, 64, requires_grad=True)
     conv(x).square().sum().backward()
     assert x.grad is not None
     found = x.grad.clone()
@@ -121,7 +121,7 @@ def test_gradients_come_from_the_plain_convolution() -> None:
 def test_a_traced_graph_is_plain() -> None:
     conv = Conv3x3(ops.WIDE, 4).eval()
     with torch.no_grad():
-        graph = torch.jit.trace(conv, torch.randn(1, ops.WIDE, 32, 32))
+        graph = torch.jit.trace(conv, torch.randn(1, ops.WIDE, 64, 64))
     assert str(graph.inlined_graph).count("aten::_convolution") == 1
 
 
