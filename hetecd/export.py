@@ -145,8 +145,8 @@ def compare(net: HeteCD, graphs: Sequence[Predictor], cases: Iterable[Images]) -
     return Comparison(difference, float(total.max() / pixels), float(same.min() / pixels), pixels)
 
 
-def write_onnx(net: HeteCD, path: Path, metadata: dict[str, str]) -> None:
-    """The network as ONNX, not compared yet."""
+def write_onnx(net: HeteCD, path: Path, metadata: dict[str, str], int8: bool = False) -> None:
+    """The network as ONNX, on request in the form to be quantised; not compared yet."""
     import onnx
 
     config = net.config
@@ -158,7 +158,7 @@ def write_onnx(net: HeteCD, path: Path, metadata: dict[str, str]) -> None:
         # to replace it, cannot yet hold sizes free that are padded to a multiple.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Graph(net), images, path, dynamo=False, opset_version=OPSET, dynamic_axes=free,
+            Graph(net, int8), images, path, dynamo=False, opset_version=OPSET, dynamic_axes=free,
             input_names=["optical", "sar"], output_names=["probability"],
         )  # fmt: skip
     model = onnx.load(path)
@@ -174,7 +174,7 @@ def write_openvino(
         import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        write_onnx(net, Path(folder) / "graph.onnx", {})
+        write_onnx(net, Path(folder) / "graph.onnx", {}, calibration is not None)
         model = openvino.Core().read_model(Path(folder) / "graph.onnx")
         if calibration is not None:
             model = _quantise(model, calibration)

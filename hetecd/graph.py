@@ -4,16 +4,22 @@ An exported graph is read by programs that know convolutions, products and sums,
 difference blocks are rewritten (the encoders and the rest of the decoder are taken as they are): their banded
 convolutions become grouped ones, the projection of the two maps writes the slices where these groups read them, and
 nothing is gathered, scattered or stacked. Weights are rearranged once, here.
+
+Which form is fastest depends on the precision: in float the large 3x3 convolutions take less than half of their
+multiplications after Winograd; in int8 that would cost digits, and the mlps are faster as convolutions.
 """
 
 import copy
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.difference import Difference, SpatialAttention
-from hetecd.encoder import PAD_TO
+from hetecd.difference import SpatialAttention
+from hetecd.encoder import PAD_TO, STRIDES, Block
 from hetecd.model import HeteCD
 
 _OUT = 16  # slices that one group of a banded convolution computes; it reads two more
@@ -25,15 +31,21 @@ class Graph(nn.Module):
 
     Args:
         net: any HeteCD; it is copied, not changed.
+        int8: in the form to be quantised, instead of that for floats.
     """
 
-    def __init__(self, net: HeteCD) -> None:
+    def __init__(self, net: HeteCD, int8: bool = False) -> None:
         super().__init__()
         self.net = net = copy.deepcopy(net).eval().requires_grad_(False)
         decoder = net.decoder
-        for i, (difference, project) in enumerate(zip(decoder.difference, decoder.project, strict=True)):
-            decoder.difference[i] = GraphDifference(difference, project)
+        for i, stride in enumerate(STRIDES):
+            # Winograd needs an even number of rows and columns: the coarsest map may have a single one.
+            winograd = not int8 and PAD_TO // stride % 2 == 0
+            decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)
             decoder.project[i] = nn.Identity()
+        if int8:
+            for block in (m for m in net.modules() if isinstance(m, Block)):
+                block.mlp = GraphMlp(block.mlp)
 
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
         """(B, Co, H, W), (B, Cs, H, W), normalised, H and W from 32 -> probability (B, H, W)."""
@@ -45,6 +57,21 @@ class Graph(nn.Module):
         return logits[..., :H, :W].softmax(1)[:, 1]
 
 
+class GraphMlp(nn.Module):
+    """:class:`hetecd.encoder.Mlp` whose linear layers are convolutions."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.expand = _pointwise(mlp.expand.weight, mlp.expand.bias)
+        self.depthwise = mlp.depthwise
+        self.project = _pointwise(mlp.project.weight, mlp.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        x = F.gelu(self.depthwise(self.expand(x.permute(0, 3, 1, 2))))  # (B, hidden, h, w)
+        return self.project(x).permute(0, 2, 3, 1)
+
+
 class GraphDifference(nn.Module):
     """:class:`hetecd.difference.Difference` together with the projection of its two inputs.
 
@@ -52,7 +79,7 @@ class GraphDifference(nn.Module):
     last in memory from the first convolution to the last.
     """
 
-    def __init__(self, difference: Difference, project: nn.Linear) -> None:
+    def __init__(self, difference: Any, project: Any, winograd: bool) -> None:
         super().__init__()
         temporal, spatial, fuse = difference.temporal, difference.spatial, difference.fuse
         self.slices = temporal.linear.out_features
@@ -63,29 +90,79 @@ class GraphDifference(nn.Module):
         # The gains of both attentions are constants: they move into the weights that come next.
         self.taps = _pointwise(temporal.gain * spatial.conv.weight[0].flatten(1).t())
         self.sum_columns, self.sum_rows = _shifted_sums(SpatialAttention.SIZE)
-        parts = (temporal.gain * spatial.gain * fuse.conv.weight).chunk(len(self.volumes), 1)
-        self.fuse = nn.ModuleList(_conv(part, fuse.conv.bias if i == 0 else None) for i, part in enumerate(parts))
+        weights = (temporal.gain * spatial.gain * fuse.conv.weight).chunk(len(self.volumes), 1)
+        self.fuse = (Winograd if winograd else Direct)(weights, fuse.conv.bias)
         self.norm = fuse.norm
         self.reduce = difference.reduce
 
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
         """Two maps (B, h, w, C), not projected yet -> (B, D, h, w)."""
         x = self.project(torch.cat((optical, sar), -1).permute(0, 3, 1, 2))  # (B, groups * 18, h, w)
-        fused = None
-        for banded, fuse in zip(self.volumes, self.fuse, strict=True):
+        volumes = []
+        for banded in self.volumes:
             v = F.gelu(banded(x))[:, : self.slices]  # (B, S, h, w)
             # Softmax over the last axis is the one that every runtime has a fast form of.
             v = v * self.temporal(v).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
-            v = v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid()
-            fused = fuse(v) if fused is None else fused + fuse(v)  # (B, S, h, w)
-        return self.reduce(self.norm(fused.relu()))
+            volumes.append(v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid())
+        parts = [self.reduce(self.norm(part.relu())) for part in self.fuse(volumes)]
+        return parts[0] if len(parts) == 1 else F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
 
 
-def _conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> nn.Conv2d:
-    """A convolution of odd kernel and equal size around given tensors, contiguous as runtimes expect them."""
-    out, per_group, *kernel = weight.shape
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    conv = nn.Conv2d(per_group * groups, out, tuple(kernel), padding=padding, groups=groups, bias=bias is not None)
+class Direct(nn.Module):
+    """The sum of 3x3 convolutions of several maps, one each."""
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(_conv(w, bias if i == 0 else None) for i, w in enumerate(weights))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C, h, w) -> one map (B, O, h, w)."""
+        return [_total([conv(x) for conv, x in zip(self.convs, maps, strict=True)])]
+
+
+class Winograd(nn.Module):
+    """The same by 16 products on tiles of 4x4 pixels that give 2x2 (F(2x2, 3x3) of Lavin and Gray, CVPR 2016)."""
+
+    # Signs with which the rows of a tile (and likewise its columns) enter the four sums; each reads three rows in
+    # succession, the last one those from the second on.
+    IN = ((1.0, 0.0, -1.0), (0.0, 1.0, 1.0), (0.0, -1.0, 1.0), (1.0, 0.0, -1.0))
+    KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor) -> None:
+        super().__init__()
+        signs, kernel = torch.tensor(self.IN), torch.tensor(self.KERNEL)
+        channels = weights[0].shape[1]
+        tiles = torch.einsum("ik,jl->ijkl", signs, signs).flatten(0, 1)  # (16, 3, 3)
+        self.tiles = nn.ModuleList(_conv(t.expand(channels, 1, 3, 3), groups=channels, stride=2) for t in tiles)
+        self.products = nn.ModuleList()
+        for number, weight in enumerate(weights):
+            products = torch.einsum("ik,ockl,jl->ijoc", kernel, weight, kernel).flatten(0, 1)  # (16, O, C)
+            # The sixth product enters all four pixels with a plus: there the bias belongs.
+            self.products.append(
+                nn.ModuleList(_pointwise(p, bias if number == 0 and i == 5 else None) for i, p in enumerate(products))
+            )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C, h, w), h and w even -> four maps (B, O, h / 2, w / 2): the pixels of 2x2 tiles, row by row."""
+        m = []
+        for i, tile in enumerate(self.tiles):
+            top, left = (0 if k == 3 else 1 for k in divmod(i, 4))
+            padded = [F.pad(x, (left, 1 - left, top, 1 - top)) for x in maps]
+            m.append(_total([p[i](tile(x)) for p, x in zip(self.products, padded, strict=True)]))
+        upper = [m[j] + m[4 + j] + m[8 + j] for j in range(4)]
+        lower = [m[4 + j] - m[8 + j] - m[12 + j] for j in range(4)]
+        return [y for r in (upper, lower) for y in (r[0] + r[1] + r[2], r[1] - r[2] - r[3])]
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+def _conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1, stride: int = 1) -> nn.Conv2d:
+    """A convolution around given tensors, contiguous as runtimes expect them; unpadded where it has a stride."""
+    out, per_group, rows, columns = weight.shape
+    padding = (rows // 2, columns // 2) if stride == 1 else 0
+    conv = nn.Conv2d(per_group * groups, out, (rows, columns), stride, padding, groups=groups, bias=bias is not None)
     conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
