@@ -302,7 +302,7 @@ def _fill(cls: Any, args: Namespace) -> Any:
 
 
 def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
-    """Predictor and description of a checkpoint or an exported graph, by default the one that comes with the package."""
+    """Predictor and description of a checkpoint or graph, by default of the weights that come with the package."""
     from hetecd.runtime import choose, open_graph
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():

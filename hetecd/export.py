@@ -4,7 +4,9 @@ ONNX is made by torch and, for OpenVINO, read from there; both hold the same ope
 OpenVINO graph, calibrated on real tiles. The finished file is run in its runtime and compared before it gets its name.
 """
 
+import contextlib
 import importlib.util
+import io
 import logging
 import math
 import tempfile
@@ -28,6 +30,8 @@ from hetecd.modality import Floats, Predictor
 from hetecd.model import HeteCD
 from hetecd.runtime import GRAPHS, PRECISION, SECTION, OpenVinoGraph, is_installed, quiet
 from hetecd.weights import load
+
+log = logging.getLogger("hetecd")
 
 Target = Literal["onnx", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
@@ -191,7 +195,9 @@ def _quantise(model: Any, calibration: Sequence[Images]) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset([{"optical": optical, "sar": sar} for optical, sar in calibration])
-    return nncf.quantize(model, data, subset_size=len(calibration), model_type=nncf.ModelType.TRANSFORMER)
+    log.info("int8: calibrating on %d tiles", len(calibration))
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars, also into files
+        return nncf.quantize(model, data, subset_size=len(calibration), model_type=nncf.ModelType.TRANSFORMER)
 
 
 def _check(out: Path, to: Target, precision: Precision, data: Path | str | None) -> None:

@@ -44,7 +44,8 @@ class Graph(nn.Module):
             decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)
             decoder.project[i] = nn.Identity()
         if int8:
-            for block in (m for m in net.modules() if isinstance(m, Block)):
+            blocks: list[Any] = [module for module in net.modules() if isinstance(module, Block)]
+            for block in blocks:
                 block.mlp = GraphMlp(block.mlp)
 
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class GraphDifference(nn.Module):
         self.taps = _pointwise(temporal.gain * spatial.conv.weight[0].flatten(1).t())
         self.sum_columns, self.sum_rows = _shifted_sums(SpatialAttention.SIZE)
         weights = (temporal.gain * spatial.gain * fuse.conv.weight).chunk(len(self.volumes), 1)
-        self.fuse = (Winograd if winograd else Direct)(weights, fuse.conv.bias)
+        self.fuse = Winograd(weights, fuse.conv.bias) if winograd else Sum(weights, fuse.conv.bias)
         self.norm = fuse.norm
         self.reduce = difference.reduce
 
@@ -104,24 +105,29 @@ class GraphDifference(nn.Module):
             # Softmax over the last axis is the one that every runtime has a fast form of.
             v = v * self.temporal(v).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
             volumes.append(v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid())
+        if not isinstance(self.fuse, Winograd):
+            return self.reduce(self.norm(self.fuse(volumes).relu()))
         parts = [self.reduce(self.norm(part.relu())) for part in self.fuse(volumes)]
-        return parts[0] if len(parts) == 1 else F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
+        return F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
 
 
-class Direct(nn.Module):
-    """The sum of 3x3 convolutions of several maps, one each."""
+class Sum(nn.Module):
+    """The sum of convolutions of several maps, one each."""
 
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__()
         self.convs = nn.ModuleList(_conv(w, bias if i == 0 else None) for i, w in enumerate(weights))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) -> one map (B, O, h, w)."""
-        return [_total([conv(x) for conv, x in zip(self.convs, maps, strict=True)])]
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, h, w) -> (B, O, h, w)."""
+        return functools.reduce(torch.add, [conv(x) for conv, x in zip(self.convs, maps, strict=True)])
 
 
 class Winograd(nn.Module):
-    """The same by 16 products on tiles of 4x4 pixels that give 2x2 (F(2x2, 3x3) of Lavin and Gray, CVPR 2016)."""
+    """The sum of 3x3 convolutions by 16 products on tiles of 4x4 pixels that give 2x2.
+
+    F(2x2, 3x3) of Lavin and Gray, CVPR 2016.
+    """
 
     # Signs with which the rows of a tile (and likewise its columns) enter the four sums; each reads three rows in
     # succession, the last one those from the second on.
@@ -134,28 +140,19 @@ class Winograd(nn.Module):
         channels = weights[0].shape[1]
         tiles = torch.einsum("ik,jl->ijkl", signs, signs).flatten(0, 1)  # (16, 3, 3)
         self.tiles = nn.ModuleList(_conv(t.expand(channels, 1, 3, 3), groups=channels, stride=2) for t in tiles)
-        self.products = nn.ModuleList()
-        for number, weight in enumerate(weights):
-            products = torch.einsum("ik,ockl,jl->ijoc", kernel, weight, kernel).flatten(0, 1)  # (16, O, C)
-            # The sixth product enters all four pixels with a plus: there the bias belongs.
-            self.products.append(
-                nn.ModuleList(_pointwise(p, bias if number == 0 and i == 5 else None) for i, p in enumerate(products))
-            )
+        products = [torch.einsum("ik,ockl,jl->ijoc", kernel, w, kernel).flatten(0, 1)[..., None, None] for w in weights]
+        # The sixth product enters all four pixels with a plus: there the bias belongs.
+        self.products = nn.ModuleList(Sum([p[i] for p in products], bias if i == 5 else None) for i in range(16))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, h, w), h and w even -> four maps (B, O, h / 2, w / 2): the pixels of 2x2 tiles, row by row."""
         m = []
-        for i, tile in enumerate(self.tiles):
+        for i, (tile, product) in enumerate(zip(self.tiles, self.products, strict=True)):
             top, left = (0 if k == 3 else 1 for k in divmod(i, 4))
-            padded = [F.pad(x, (left, 1 - left, top, 1 - top)) for x in maps]
-            m.append(_total([p[i](tile(x)) for p, x in zip(self.products, padded, strict=True)]))
+            m.append(product([tile(F.pad(x, (left, 1 - left, top, 1 - top))) for x in maps]))
         upper = [m[j] + m[4 + j] + m[8 + j] for j in range(4)]
         lower = [m[4 + j] - m[8 + j] - m[12 + j] for j in range(4)]
         return [y for r in (upper, lower) for y in (r[0] + r[1] + r[2], r[1] - r[2] - r[3])]
-
-
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)
 
 
 def _conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1, stride: int = 1) -> nn.Conv2d:

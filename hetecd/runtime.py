@@ -59,8 +59,8 @@ def choose(path: Path | str, runtime: Runtime = "auto", device: str = "auto") ->
         raise ConfigError(
             f"{path}: needs {' or '.join(PACKAGES[n] for n in possible)}, which is not installed; {extras}"
         )
-    on_gpu = "onnx" in installed and device != "cpu" and _has_cuda()
-    return "onnx" if on_gpu or (device.startswith("cuda") and "onnx" in installed) else installed[0]
+    on_gpu = "onnx" in installed and (device.startswith("cuda") or (device == "auto" and _has_cuda()))
+    return "onnx" if on_gpu else installed[0]
 
 
 def open_graph(
@@ -72,7 +72,8 @@ def open_graph(
         path: the ``.xml`` or ``.onnx`` file.
         runtime: see :func:`choose`.
         device: "auto", "cpu"; for ONNX Runtime also "cuda", "cuda:1", ...
-        precision: "auto" computes as exported; OpenVINO computes any graph in "f32" or, where the processor can, "bf16".
+        precision: "auto" computes as exported. OpenVINO computes any graph in "f32" or, where the processor can, in
+            "bf16"; int8 parts stay int8.
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)`` of raw float32 arrays, NaN = invalid,
