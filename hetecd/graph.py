@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.difference import SpatialAttention
+from hetecd.difference import SpatialAttention, banded
 from hetecd.encoder import PAD_TO, STRIDES, Block
 from hetecd.model import HeteCD
 
-_OUT = 16  # slices that one group of a banded convolution computes; it reads two more
-_IN = _OUT + 2
+_OUT = 16  # slices that one group of `banded` convolutions computes; it reads one more on either side
 
 
 class Graph(nn.Module):
@@ -39,8 +38,8 @@ class Graph(nn.Module):
         self.net = net = copy.deepcopy(net).eval().requires_grad_(False)
         decoder = net.decoder
         for i, stride in enumerate(STRIDES):
-            # Winograd needs an even number of rows and columns: the coarsest map may have a single one.
-            winograd = not int8 and PAD_TO // stride % 2 == 0
+            # Winograd pays for many pixels and needs even numbers of rows and columns, which coarse maps may lack.
+            winograd = not int8 and stride <= 8
             decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)
             decoder.project[i] = nn.Identity()
         if int8:
@@ -86,7 +85,7 @@ class GraphDifference(nn.Module):
         self.slices = temporal.linear.out_features
         groups = -(-self.slices // _OUT)
         self.project = _project_to_blocks(project, groups)
-        self.volumes = nn.ModuleList(_banded(conv, groups) for conv in difference.volumes.convs)
+        self.volumes = nn.ModuleList(_grouped(conv, groups) for conv in difference.volumes.convs)
         self.temporal = _pointwise(temporal.linear.weight, temporal.linear.bias)
         # The gains of both attentions are constants: they move into the weights that come next.
         self.taps = _pointwise(temporal.gain * spatial.conv.weight[0].flatten(1).t())
@@ -100,8 +99,8 @@ class GraphDifference(nn.Module):
         """Two maps (B, h, w, C), not projected yet -> (B, D, h, w)."""
         x = self.project(torch.cat((optical, sar), -1).permute(0, 3, 1, 2))  # (B, groups * 18, h, w)
         volumes = []
-        for banded in self.volumes:
-            v = F.gelu(banded(x))[:, : self.slices]  # (B, S, h, w)
+        for volume in self.volumes:
+            v = F.gelu(volume(x))[:, : self.slices]  # (B, S, h, w)
             # Softmax over the last axis is the one that every runtime has a fast form of.
             v = v * self.temporal(v).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
             volumes.append(v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid())
@@ -185,14 +184,10 @@ def _project_to_blocks(project: nn.Linear, groups: int) -> nn.Conv2d:
     return _pointwise(weight[read], bias[read])
 
 
-def _banded(conv: nn.Conv3d, groups: int) -> nn.Conv2d:
+def _grouped(conv: nn.Conv3d, groups: int) -> nn.Conv2d:
     """A 3D convolution of one channel as 2D convolution from groups of 18 to groups of 16 slices."""
-    k = conv.kernel_size[-1]
-    band = conv.weight.new_zeros(_OUT, _IN, k, k)
-    for i in range(_OUT):
-        band[i, i : i + 3] = conv.weight[0, 0]
     assert conv.bias is not None
-    return _conv(band.repeat(groups, 1, 1, 1), conv.bias.expand(groups * _OUT), groups)
+    return _conv(banded(conv.weight[0, 0]).repeat(groups, 1, 1, 1), conv.bias.expand(groups * _OUT), groups)
 
 
 def _shifted_sums(size: int) -> tuple[nn.Conv2d, nn.Conv2d]:
