@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 
 from hetecd import runtime
@@ -77,6 +76,8 @@ def test_the_choice_is_told(graphs: Graphs, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_precision_is_as_exported_or_as_asked_for(graphs: Graphs, decided: Path) -> None:
+    with runtime.quiet():
+        import openvino
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("needs a processor that computes in bf16")
     rng = np.random.default_rng(0)
