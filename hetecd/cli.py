@@ -131,6 +131,14 @@ def convert(args: Namespace) -> None:
     print(convert_file(args.published, args.out, args.half))
 
 
+def export(args: Namespace) -> None:
+    """Make a checkpoint a graph for ONNX Runtime or OpenVINO."""
+    from hetecd.export import export_file
+
+    print(export_file(args.checkpoint, args.out, args.to, args.precision, args.data, args.split))
+    print(f"written: {args.out}")
+
+
 def synth(args: Namespace) -> None:
     """Make synthetic scenes."""
     from hetecd.synth import write_pair, write_tiles
@@ -204,6 +212,17 @@ def _convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="store in half precision")
 
 
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="file of `train` or `convert`")
+    parser.add_argument(
+        "--out", "-o", type=str, required=True, help="file to write: .onnx, or .xml with a .bin beside it"
+    )
+    parser.add_argument("--to", type=Literal["onnx", "openvino"], required=True, help="format")
+    parser.add_argument("--precision", type=Literal["f32", "bf16", "int8"], default="f32", help="ONNX: f32 only")
+    parser.add_argument("--data", type=str, help="tiles for the comparison with torch and the calibration of int8")
+    parser.add_argument("--split", type=str, default="train", help="which of them")
+
+
 def _synth_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("what", type=Literal["scene", "tiles"], help="one georeferenced scene, or tiles for training")
     parser.add_argument("--out", "-o", type=str, required=True, help="folder")
@@ -217,7 +236,16 @@ def _synth_arguments(parser: ArgumentParser) -> None:
 
 def _device_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", type=Literal["auto", "f32", "bf16"], default="auto", help="auto: bf16 on a GPU")
+    parser.add_argument(
+        "--precision",
+        type=Literal["auto", "f32", "bf16"],
+        default="auto",
+        help="auto: bf16 on a GPU, graphs as exported",
+    )
+    parser.add_argument(
+        "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
+        help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",
+    )  # fmt: skip
 
 
 VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], None]]] = {
@@ -226,6 +254,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], N
     "predict": (predict, _predict_arguments),
     "distances": (distances, _distances_arguments),
     "convert": (convert, _convert_arguments),
+    "export": (export, _export_arguments),
     "synth": (synth, _synth_arguments),
 }
 
@@ -273,12 +302,18 @@ def _fill(cls: Any, args: Namespace) -> Any:
 
 
 def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
-    """Predictor and description of a checkpoint, by default the one that comes with the package."""
-    from hetecd.weights import load, predictor
+    """Predictor and description of a checkpoint or graph, by default of the weights that come with the package."""
+    from hetecd.runtime import choose, open_graph
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():
         raise CheckpointError("weights: this version comes without any; name a checkpoint")
-    net = load(checkpoint or DEFAULT_WEIGHTS)
+    path = checkpoint or DEFAULT_WEIGHTS
+    if choose(path, args.runtime, args.device) != "torch":
+        return open_graph(path, args.runtime, args.device, args.precision)
+
+    from hetecd.weights import load, predictor  # torch
+
+    net = load(path)
     return predictor(net, args.device, args.precision), net.info
 
 

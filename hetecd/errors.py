@@ -4,6 +4,7 @@
     ├── InputError (ValueError)     a file or argument is not what it must be
     ├── ConfigError (ValueError)    a recipe or setting is wrong
     ├── CheckpointError (ValueError)  a weights file cannot be used
+    ├── ExportError (ValueError)    a graph does not compute what the network does
     └── OutputError (OSError)       a result cannot be written
 
 Every message is one line: which file or argument, what was found, what was expected, what to do.
@@ -25,6 +26,10 @@ class ConfigError(HetecdError, ValueError):
 
 class CheckpointError(HetecdError, ValueError):
     """A weights file is unreadable, foreign or does not fit."""
+
+
+class ExportError(HetecdError, ValueError):
+    """An exported graph does not compute what the network does; it is not written."""
 
 
 class OutputError(HetecdError, OSError):

@@ -4,6 +4,7 @@ A :class:`Modality` travels inside every checkpoint, so that a network never mee
 NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN where a pixel is invalid.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.errors import ConfigError, InputError
+
+log = logging.getLogger("hetecd")
 
 Floats = NDArray[np.float32]
 # The seam between networks and everything around them: raw optical (B, Co, H, W) and SAR (B, Cs, H, W), float32 with
@@ -23,6 +26,7 @@ MIN_PX = 32
 CLIP = (-1.0, 2.0)
 PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
+FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,37 @@ class Modality:
         low, high = (np.asarray(v, np.float32)[:, None, None] for v in (self.low, self.high))
         valid = np.isfinite(x).sum()
         return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
+
+
+def from_raw(compute: Predictor, optical: Modality, sar: Modality) -> Predictor:
+    """Put the scaling before a network, whichever runtime it is in.
+
+    Args:
+        compute: ``(optical, sar) -> probability`` of normalised images.
+        optical: what the optical image must look like.
+        sar: what the SAR image must look like.
+
+    Returns:
+        The same of raw images. It warns, once, where most values are unlike those of training.
+    """
+    warned: set[str] = set()
+
+    def warn(name: str, modality: Modality, raw: Floats) -> None:
+        if name not in warned and (share := modality.outlying(raw)) > FOREIGN:
+            warned.add(name)
+            log.warning(
+                "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "
+                "rescale the image or use other weights",
+                name, 100 * share, modality.low, modality.high, "dB" if modality.db else modality.unit,
+            )  # fmt: skip
+
+    def predict(raw_optical: Floats, raw_sar: Floats) -> Floats:
+        images = optical.normalise(raw_optical), sar.normalise(raw_sar)
+        warn("optical", optical, raw_optical)
+        warn("sar", sar, raw_sar)
+        return compute(*images)
+
+    return predict
 
 
 def to_db(power: Floats) -> Floats:

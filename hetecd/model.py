@@ -62,7 +62,7 @@ class HeteCD(nn.Module):
         """
         self._check(optical, sar)
         H, W = optical.shape[-2:]
-        maps_optical, maps_sar = self._encode(optical, sar)  # four of (B, C_i, h_i, w_i) each
+        maps_optical, maps_sar = self.encode(_pad(optical), _pad(sar))  # four of (B, C_i, h_i, w_i) each
         logits = self.decoder(maps_optical, maps_sar)  # (B, 2, H', W') of the padded size
         logits = logits[..., :H, :W]
         if not features:
@@ -83,17 +83,18 @@ class HeteCD(nn.Module):
                 f"optical {tuple(optical.shape)} and sar {tuple(sar.shape)}: expected the same batch and size"
             )
 
-    def _encode(self, optical: Tensor, sar: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def encode(self, optical: Tensor, sar: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Four maps (B, C_i, H / stride_i, W / stride_i) of each image; H and W are multiples of 32."""
         seen = self.config.modalities
         # A date that must not be seen gives maps of zeros. An image of zeros would do too, but each of the encoder's
         # norms multiplies the gradient of a constant by 1 / sqrt(eps): it overflows.
         if seen == "optical":
-            maps = self.optical_encoder(_pad(optical))
+            maps = self.optical_encoder(optical)
             return maps, [torch.zeros_like(x) for x in maps]
         if seen == "sar":
-            maps = self.sar_encoder(_pad(sar))
+            maps = self.sar_encoder(sar)
             return [torch.zeros_like(x) for x in maps], maps
-        return self.optical_encoder(_pad(optical)), self.sar_encoder(_pad(sar))
+        return self.optical_encoder(optical), self.sar_encoder(sar)
 
 
 class Residual(nn.Module):

@@ -5,7 +5,6 @@ stranger's file is safe.
 """
 
 import copy
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -20,16 +19,13 @@ from hetecd.encoder import Encoder
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
-from hetecd.modality import Floats, Modality, Predictor
+from hetecd.modality import Floats, Predictor, from_raw
 from hetecd.model import HeteCD
 from hetecd.ops import keep_memory, lower
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
-log = logging.getLogger("hetecd")
-
 ENCODER_FORMAT = "hetecd-encoder-1"
-FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
 FIRST = "stages.0.embed.conv.weight"
 
 
@@ -218,27 +214,13 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     if bf16:
         model = lower(copy.deepcopy(model))
 
-    warned: set[str] = set()
-
-    def warn(name: str, modality: Modality, raw: Floats) -> None:
-        if name not in warned and (share := modality.outlying(raw)) > FOREIGN:
-            warned.add(name)
-            log.warning(
-                "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "
-                "rescale the image or use other weights",
-                name, 100 * share, modality.low, modality.high, "dB" if modality.db else modality.unit,
-            )  # fmt: skip
-
-    def predict(optical: Floats, sar: Floats) -> Floats:
-        images = [torch.from_numpy(info.optical.normalise(optical)), torch.from_numpy(info.sar.normalise(sar))]
-        warn("optical", info.optical, optical)
-        warn("sar", info.sar, sar)
+    def compute(optical: Floats, sar: Floats) -> Floats:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
             try:
-                logits = model(*(image.to(device) for image in images))
+                logits = model(*(torch.from_numpy(image).to(device) for image in (optical, sar)))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(f"device: not enough memory for {sar.shape}; lower --batch or --tile") from error
             prob = logits.float().softmax(1)[:, 1]
         return np.ascontiguousarray(prob.cpu().numpy(), dtype=np.float32)
 
-    return predict
+    return from_raw(compute, info.optical, info.sar)

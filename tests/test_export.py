@@ -1,0 +1,157 @@
+"""Exported files give the numbers of torch and carry their description; others are not written."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hetecd import cli, export
+from hetecd.errors import ConfigError, ExportError, InputError
+from hetecd.export import BOUNDS, Comparison, compare, export_file
+from hetecd.graph import Graph
+from hetecd.modality import Floats
+from hetecd.runtime import KINDS, open_graph
+from hetecd.synth import write_pair
+from hetecd.weights import load, predictor
+
+Graphs = Callable[[str], Path]
+
+
+def _raw(batch: int, height: int, width: int) -> tuple[Floats, Floats]:
+    """Images with patches, some pixels invalid."""
+    rng = np.random.default_rng(height)
+    patches = rng.uniform(0, 3000, (batch, 4, 5, 5)).repeat(height // 5 + 1, 2).repeat(width // 5 + 1, 3)
+    optical = patches[..., :height, :width].astype(np.float32)
+    sar = rng.gamma(1.0, 0.05, (batch, 1, height, width)).astype(np.float32)
+    optical[:, :, :4] = np.nan
+    return optical, sar
+
+
+@pytest.mark.parametrize("name", ["f32.onnx", "f32.xml", "bf16.xml", "int8.xml"])
+def test_a_graph_is_its_checkpoint_at_any_size_and_batch(name: str, graphs: Graphs, decided: Path) -> None:
+    path, net = graphs(name), load(decided)
+    wanted = predictor(net, "cpu", "f32")
+    for runtime in KINDS[path.suffix]:
+        graph, info = open_graph(path, runtime)
+        assert info == net.info
+        # Other sizes and batches than the two that the export itself compares; OpenVINO takes a second for each.
+        for shape in ((3, 41, 70), (1, 32, 32))[: 2 if name == "f32.onnx" else 1]:
+            images = _raw(*shape)
+            found, expected = graph(*images), wanted(*images)
+            assert (found.shape, found.dtype) == (shape, np.float32)
+            assert expected.std() > 0.01
+            apart = np.abs(found - expected)
+            assert apart.max() < {"f32": 1e-4, "bf16": 0.1, "int8": 0.3}[path.stem]
+            assert apart.mean() < {"f32": 1e-5, "bf16": 0.01, "int8": 0.03}[path.stem]
+
+
+def test_lower_precision_makes_smaller_files(graphs: Graphs) -> None:
+    sizes = {name: graphs(f"{name}.xml").with_suffix(".bin").stat().st_size for name in ("f32", "bf16", "int8")}
+    assert sizes["bf16"] < 0.55 * sizes["f32"]
+    assert sizes["int8"] < 0.35 * sizes["f32"]
+    assert 'type="FakeQuantize"' in graphs("int8.xml").read_text()
+    assert 'type="FakeQuantize"' not in graphs("bf16.xml").read_text()
+
+
+@pytest.mark.parametrize(("name", "defect", "kept"), [("a.onnx", 0.01, ["a.onnx"]), ("a.xml", float("nan"), [])])
+def test_other_numbers_are_refused(
+    name: str, defect: float, kept: list[str], decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that went wrong on its way is not written, and what was there stays."""
+
+    def broken(net: torch.nn.Module, int8: bool) -> Graph:
+        graph = Graph(net, int8)  # type: ignore[arg-type]
+        graph.net.decoder.head[3].bias.data[1] += defect
+        return graph
+
+    monkeypatch.setattr(export, "Graph", broken)
+    for old in kept:
+        (tmp_path / old).write_text("the good one")
+    out = tmp_path / name if kept else tmp_path / "new" / name
+    with pytest.raises(
+        ExportError, match=r"a\.\w+: not written; probabilities differ from torch by at most "
+    ) as caught:
+        export_file(decided, out, "onnx" if name == "a.onnx" else "openvino")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == kept
+    assert all((tmp_path / old).read_text() == "the good one" for old in kept)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_each_bound_is_held(precision: export.Precision) -> None:
+    bounds = BOUNDS[precision]
+    good = Comparison(bounds.difference, bounds.mean_difference, bounds.agreement, 100)
+    export._judge(good, bounds, Path("a"), precision)
+    for worse in (
+        Comparison(bounds.difference * 1.01, 0.0, 1.0, 100),
+        Comparison(0.0, bounds.mean_difference * 1.01, 1.0, 100),
+        Comparison(0.0, 0.0, bounds.agreement - 0.001, 100),
+        Comparison(float("nan"), 0.0, 1.0, 100),
+    ):
+        with pytest.raises(ExportError, match=f"expected for {precision} at most"):
+            export._judge(worse, bounds, Path("a"), precision)
+
+
+def test_the_worst_graph_and_a_wrong_shape_count(decided: Path) -> None:
+    net = load(decided)
+    assert net.info is not None
+    exact = lambda optical, sar: net(torch.from_numpy(optical), torch.from_numpy(sar)).detach().softmax(1)[:, 1].numpy()  # noqa: E731
+    cases = list(export._cases(net.info, None))
+    assert [images[0].shape for images in cases] == [(1, 4, 96, 128), (2, 4, 75, 110)]
+    assert compare(net, [exact], cases) == Comparison(0.0, 0.0, 1.0, 96 * 128 + 2 * 75 * 110)
+    flipped = compare(net, [exact, lambda optical, sar: 1 - exact(optical, sar)], cases)
+    assert flipped.difference > 0.1
+    assert flipped.agreement < 0.9
+    cropped = compare(net, [lambda optical, sar: exact(optical, sar)[:, 1:]], cases)
+    assert np.isnan(cropped.difference)
+    assert cropped.agreement == 0
+
+
+def test_what_does_not_fit_is_refused_before_any_work(
+    decided: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for name, to, precision, message in (
+        ("a.xml", "onnx", "f32", r"found ending '\.xml', expected '\.onnx' for --to onnx"),
+        ("a.onnx", "onnx", "int8", "found int8 for ONNX, expected f32; int8 needs --to openvino"),
+        ("a.onnx", "onnx", "bf16", "found bf16 for ONNX, expected f32"),
+        ("a.xml", "openvino", "int8", "data: found none, expected a folder of tiles"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export_file(decided, out / name, to, precision)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="nonsense"):
+        export_file(decided, out / "a.xml", "openvino", "int8", tiles, "nonsense")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ConfigError, match=r"needs nncf, which is not installed; pip install 'hetecd\[export\]'"):
+        export_file(decided, out / "a.xml", "openvino", "int8", tiles)
+    assert not out.exists()
+
+
+def test_export_predict_evaluate(
+    decided: Path, graphs: Graphs, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line: a graph is used wherever a checkpoint is, and scores alike."""
+    out = tmp_path / "new" / "a.onnx"
+    assert cli.main(["export", str(decided), "-o", str(out), "--to", "onnx"]) == 0
+    said = capsys.readouterr().out
+    assert f"of {96 * 128 + 2 * 75 * 110} pixels" in said
+    assert said.endswith(f"written: {out}\n")
+    assert [path.name for path in out.parent.iterdir()] == ["a.onnx"]
+    scores = []
+    for weights, *words in ((decided, "--precision", "f32"), (out, "--runtime", "onnx"), (graphs("int8.xml"),)):
+        assert cli.main(["evaluate", str(weights), "--data", str(tiles), "-o", str(tmp_path / "s"), *words]) == 0
+        scores.append(json.loads((tmp_path / "s" / "metrics.json").read_text())["iou"])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert scores[2] == pytest.approx(scores[0], abs=0.02)
+    write_pair(tmp_path / "scene", seed=5, height_px=80, width_px=80)
+    pair = [str(tmp_path / "scene" / f"{name}.tif") for name in ("optical", "sar")]
+    common = ["--weights", str(out), "--runtime"]
+    assert cli.main(["predict", *pair, "-o", str(tmp_path / "map"), *common, "onnx"]) == 0
+    assert "polygons" in capsys.readouterr().out
+    assert cli.main(["predict", *pair, "-o", str(tmp_path / "m"), *common, "torch"]) == 1
+    assert "found --runtime torch, expected openvino or onnx; leave --runtime out" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
