@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench-speed check format clean
+.PHONY: install demo test test-slow bench-speed bench-roofline bench-loading bench-curves check format clean
 
 install: .venv/installed
 
@@ -22,6 +22,16 @@ test-slow: install
 
 bench-speed: install
 	$(BIN)/python benchmarks/speed.py
+
+bench-roofline: install
+	$(BIN)/python benchmarks/roofline.py
+
+# These two train on real tiles: make bench-loading DATA=ombria
+bench-loading: install
+	$(BIN)/python benchmarks/loading.py $(DATA)
+
+bench-curves: install
+	$(BIN)/python benchmarks/curves.py $(DATA)
 
 check: install
 	$(BIN)/ruff format --check .

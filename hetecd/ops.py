@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 SCORES = 2**24  # attention scores held at a time
-BLOCK = 2**21  # numbers of an image that Winograd transforms at a time: enough for full speed, and little memory
-SMALL = 4096  # pixels below which Winograd does not pay
+BLOCK = 2**23  # bytes of an image that Winograd transforms at a time: enough for full speed, and little memory
+SMALL = 1024  # pixels below which Winograd does not pay
 WIDE = 256  # input channels from which Winograd's transformations cost less than they save
 
 
@@ -122,7 +122,7 @@ class Conv3x3(nn.Conv2d):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out = x.new_empty(B, h // 2, 2, w // 2, 2, self.out_channels)
         x = F.pad(x, (0, 0, 1, 1, 1, 1))
-        step = max(1, BLOCK // (B * w // 2 * C))
+        step = max(1, BLOCK // (B * w // 2 * C * x.element_size()))
         for first in range(0, h // 2, step):
             n = min(step, h // 2 - first)  # rows of tiles
             strip = x[:, 2 * first : 2 * (first + n) + 2]

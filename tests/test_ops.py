@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hetecd import ops
+from hetecd.config import ModelConfig
+from hetecd.model import HeteCD
 from hetecd.ops import Conv3x3, Linear, attend, lower
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -123,6 +125,19 @@ def test_a_traced_graph_is_plain() -> None:
     with torch.no_grad():
         graph = torch.jit.trace(conv, torch.randn(1, ops.WIDE, 64, 64))
     assert str(graph.inlined_graph).count("aten::_convolution") == 1
+
+
+def test_network_of_plain_operations_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, and what a traced graph holds."""
+    torch.manual_seed(0)
+    net = HeteCD(ModelConfig(encoder="pvt_v2_b0", width=64, attention="rescaled")).eval()
+    images = torch.rand(2, 3, 128, 96), torch.rand(2, 3, 128, 96)
+    with torch.no_grad():
+        fast = net(*images)
+        assert net.decoder.difference[0].fuse.conv._transformed is not None
+        monkeypatch.setattr(ops, "plain", lambda x: True)
+        monkeypatch.setattr(ops, "traced", lambda: True)
+        torch.testing.assert_close(fast, net(*images), atol=1e-4, rtol=1e-4)
 
 
 def test_lowered_network_keeps_its_norms() -> None:

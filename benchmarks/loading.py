@@ -1,0 +1,106 @@
+"""Whether reading tiles slows a training down: `benchmarks/loading.py DATA [--recipe recipes/quick.yaml]`.
+
+The same training step with batches that lie in memory, with tiles decoded every time, and with the cache of decoded
+tiles that training has, by number of loader processes. Epochs alternate between the variants; prints a Markdown table.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from speed import processor
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hetecd.augment import augment
+from hetecd.config import ModelConfig, TrainConfig, read_recipe
+from hetecd.data import CACHE_BYTES, EpochSampler, TileDataset, collate, fit_modalities, split_tiles
+from hetecd.losses import cross_entropy, fca_loss, soft_dice
+from hetecd.model import HeteCD
+from hetecd.ops import keep_memory
+
+T = TypeVar("T", ModelConfig, TrainConfig)
+Batches = Iterable[dict[str, Tensor]]
+
+
+def step_of(model: HeteCD, config: TrainConfig) -> Callable[[dict[str, Tensor]], None]:
+    """A training step as the recipe has it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+
+    def step(batch: dict[str, Tensor]) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            logits, features = model(batch["optical"], batch["sar"], features=True)
+        loss = cross_entropy(logits, batch["label"]) + soft_dice(logits, batch["label"]) + fca_loss(features)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def epoch_s(batches: Batches, step: Callable[[dict[str, Tensor]], None]) -> float:
+    """Seconds per step, the wait for each batch included."""
+    count, start = 0, time.perf_counter()
+    for batch in batches:
+        step(batch)
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def _fill(cls: type[T], recipe: dict[str, Any]) -> T:
+    """The settings that a recipe has for one of the two classes."""
+    return cls(**{f.name: recipe[f.name] for f in dataclasses.fields(cls) if f.name in recipe})
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data")
+    parser.add_argument("--recipe", default="recipes/quick.yaml")
+    parser.add_argument("--tiles", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=3)
+    args = parser.parse_args()
+    keep_memory()
+    recipe = read_recipe(args.recipe)
+    model_config, config = _fill(ModelConfig, recipe), _fill(TrainConfig, recipe)
+    files = split_tiles(args.data, config)[0][: args.tiles]
+    optical, sar = fit_modalities(files, config)
+    model_config = dataclasses.replace(model_config, optical_channels=optical.channels, sar_channels=sar.channels)
+    torch.manual_seed(0)
+    step = step_of(HeteCD(model_config).train(), config)
+
+    def loader(cache_bytes: int, workers: int) -> Batches:
+        tiles = TileDataset(files, dataclasses.replace(config, workers=workers), optical, sar, augment, cache_bytes)
+        return DataLoader(
+            tiles, config.batch, sampler=EpochSampler(len(tiles)), collate_fn=collate, num_workers=workers,
+            persistent_workers=workers > 0, drop_last=True,
+        )  # fmt: skip
+
+    variants: dict[str, Batches] = {
+        "in memory": list(loader(CACHE_BYTES, 0)),
+        "decoded every time, no worker": loader(0, 0),
+        "decoded once, no worker (the default)": loader(CACHE_BYTES, 0),
+        "decoded once, 1 worker": loader(CACHE_BYTES, 1),
+        "decoded once, 2 workers": loader(CACHE_BYTES, 2),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for epoch in range(args.epochs + 1):
+        for name, batches in variants.items():
+            taken = epoch_s(batches, step)
+            if epoch:  # the first one fills caches and starts workers
+                seconds[name].append(taken)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(
+        f"{args.recipe}, {len(files)} tiles, batch {config.batch}, {processor()}, {torch.get_num_threads()} threads\n"
+    )
+    print("| tiles | ms per step | more than in memory |\n|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {1000 * median:.0f} | {100 * (median / medians['in memory'] - 1):+.1f} % |")
+
+
+if __name__ == "__main__":
+    main()
