@@ -1,8 +1,8 @@
 """Whether our training step learns as the plain one does: `benchmarks/curves.py DATA`.
 
 Same initial weights, same crops in the same order, same losses and optimiser: the plain transcription in float32, and
-ours in float32 and in bf16. Prints the mean loss of every window of steps, and how far apart two trainings are that
-differ in nothing but the order of the crops, which is the noise to compare with.
+ours in float32 and in bf16. Prints the mean loss of every window of steps, and how far each is from plain on average;
+a training on other crops of the same tiles tells what distance is noise.
 """
 
 import argparse
@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--edge", type=int, default=128)
     args = parser.parse_args()
+    if args.steps % WINDOW:
+        parser.error(f"--steps: found {args.steps}, expected a multiple of {WINDOW}")
     keep_memory()
     crops, others = (crops_of(args.data, args.steps, args.edge, seed) for seed in (0, 1))
     plain = PlainHeteCD()

@@ -28,7 +28,7 @@ Batches = Iterable[dict[str, Tensor]]
 
 
 def step_of(model: HeteCD, config: TrainConfig) -> Callable[[dict[str, Tensor]], None]:
-    """A training step as the recipe has it."""
+    """A training step with the network, batch and precision of the recipe."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
     def step(batch: dict[str, Tensor]) -> None:
@@ -68,6 +68,8 @@ def main() -> None:
     recipe = read_recipe(args.recipe)
     model_config, config = _fill(ModelConfig, recipe), _fill(TrainConfig, recipe)
     files = split_tiles(args.data, config)[0][: args.tiles]
+    if len(files) < config.batch:
+        parser.error(f"{args.data}: found {len(files)} training tiles, expected at least a batch of {config.batch}")
     optical, sar = fit_modalities(files, config)
     model_config = dataclasses.replace(model_config, optical_channels=optical.channels, sar_channels=sar.channels)
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from hetecd.model import HeteCD
-from hetecd.ops import Conv3x3, keep_memory, lower
+from hetecd.ops import Conv3x3, freeze, keep_memory, lower
 
 LEAST_MS = 2.0  # rows below are summed up
 
@@ -173,7 +173,7 @@ def main() -> None:
         for kind in ("ours", "quick"):
             net = network("ours") if kind == "ours" else HeteCD(QUICK)
             net.eval()
-            net = lower(net) if name == "bf16" else net
+            net = freeze(lower(net) if name == "bf16" else net)
             pieces = watch(net, images(1, 512), name == "bf16", args.repetitions)
             title = f"{'Published' if kind == 'ours' else '`quick`'} network, 512 x 512, {name}"
             show(title, pieces, measured[name], measured["copy"])

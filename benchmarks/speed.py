@@ -30,7 +30,7 @@ from hetecd.info import ModelInfo
 from hetecd.losses import cross_entropy, fca_loss, soft_dice
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
-from hetecd.ops import keep_memory, lower
+from hetecd.ops import freeze, keep_memory, lower
 from hetecd.runtime import Runtime, open_graph
 from hetecd.synth import write_tiles
 from hetecd.weights import save
@@ -116,10 +116,10 @@ def network(kind: str) -> nn.Module:
 
 
 def inference(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:
-    """One forward pass to probabilities; our own network as `hetecd predict --precision bf16` runs it."""
+    """One forward pass to probabilities; our own network as `hetecd predict` runs it."""
     net.eval()
-    if bf16 and isinstance(net, HeteCD):
-        net = lower(net)
+    if isinstance(net, HeteCD):
+        net = freeze(lower(net) if bf16 else net)
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -242,12 +242,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--task", choices=["inference", "training", "both"], default="both")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {args.threads} threads, {processor()}, medians of {args.repetitions}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        multiprocessing.get_context("spawn").Pool(1).apply(export_all, (folder,))
+        if args.task != "training":
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                pool.apply(export_all, (folder,))
         for title, (task, _, _) in TABLES.items():
+            if args.task not in (task, "both"):
+                continue
             rows = [*ROWS, *(GRAPHS if task == "inference" else ())]
             show(title, measure(title, rows, args.repetitions, args.threads, folder))
     print(

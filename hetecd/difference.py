@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hetecd.ops import Conv3x3, Linear, linear, reusable
 
 KERNELS = (3, 5, 7)  # spatial size of the three 3D convolutions; all are 3 deep
-_OUT = 16  # slices that one block computes; it reads two more. 16 fills the vector registers of every CPU.
-_IN = _OUT + 2
+OUT = 16  # slices that one block computes; it reads two more. 16 fills the vector registers of every CPU.
+_IN = OUT + 2
 
 
 class Volumes(nn.Module):
@@ -34,24 +34,24 @@ class Volumes(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """(B, h, w, S) -> (B, h, w, 3, S)."""
         B, h, w, S = volume.shape
-        blocks = -(-S // _OUT)
-        x = F.pad(volume, (1, blocks * _OUT - S + 1)).unfold(3, _IN, _OUT)  # (B, h, w, blocks, 18)
+        blocks = -(-S // OUT)
+        x = F.pad(volume, (1, blocks * OUT - S + 1)).unfold(3, _IN, OUT)  # (B, h, w, blocks, 18)
         x = x.permute(0, 3, 1, 2, 4).reshape(B * blocks, h, w, _IN).permute(0, 3, 1, 2)  # (B*blocks, 18, h, w)
         out = []
         for conv, size in zip(self.convs, KERNELS, strict=True):
             assert conv.bias is not None
-            y = F.conv2d(x, banded(conv.weight[0, 0]), conv.bias.expand(_OUT), padding=size // 2)
-            y = y.permute(0, 2, 3, 1).reshape(B, blocks, h, w, _OUT)
+            y = F.conv2d(x, banded(conv.weight[0, 0]), conv.bias.expand(OUT), padding=size // 2)
+            y = y.permute(0, 2, 3, 1).reshape(B, blocks, h, w, OUT)
             out.append(y.permute(0, 2, 3, 1, 4))  # (B, h, w, blocks, 16)
-        return F.gelu(torch.stack(out, dim=3).view(B, h, w, len(KERNELS), blocks * _OUT)[..., :S])
+        return F.gelu(torch.stack(out, dim=3).view(B, h, w, len(KERNELS), blocks * OUT)[..., :S])
 
 
 def banded(kernel: Tensor) -> Tensor:
     """A 3D kernel (3, k, k) as a 2D kernel (16, 18, k, k) whose band is shifted by a slice per row."""
     k = kernel.flatten(1).t()  # (k*k, 3)
     # Rows of 18 cut from a sequence of period 19 start one place further left each time: a Toeplitz matrix.
-    k = F.pad(k, (0, _IN + 1 - 3)).repeat(1, _OUT)[:, : _OUT * _IN]  # (k*k, 16*18)
-    weight = k.t().reshape(_OUT, _IN, *kernel.shape[1:])
+    k = F.pad(k, (0, _IN + 1 - 3)).repeat(1, OUT)[:, : OUT * _IN]  # (k*k, 16*18)
+    weight = k.t().reshape(OUT, _IN, *kernel.shape[1:])
     return weight.contiguous(memory_format=torch.channels_last)
 
 

@@ -127,7 +127,7 @@ def export_file(
                 write_openvino(net, part, metadata, _calibration(tiles) if tiles and precision == "int8" else None)
         comparison = compare(net, _graphs(part), _cases(info, tiles))
         _judge(comparison, BOUNDS[precision], out, precision)
-        publish(sorted(folder.glob(f"{out.stem}.*")), out.parent)  # the .bin before its .xml
+        publish(sorted(folder.iterdir()), out.parent)  # the .bin before its .xml
     return comparison
 
 
@@ -185,7 +185,10 @@ def write_openvino(
         for key, value in metadata.items():
             model.set_rt_info(value, [SECTION, key])
         # Half precision holds more digits than bf16 and int8 need.
-        openvino.save_model(model, path, compress_to_fp16=metadata[PRECISION] != "f32")
+        try:
+            openvino.save_model(model, path, compress_to_fp16=metadata[PRECISION] != "f32")
+        except RuntimeError as error:  # how it words a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def _quantise(model: Any, calibration: Sequence[Images]) -> Any:
@@ -211,6 +214,8 @@ def _check(out: Path, to: Target, precision: Precision, data: Path | str | None)
     needed = ("onnx", *{"onnx": (), "openvino": ("openvino",)}[to], *(("nncf",) if precision == "int8" else ()))
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"export: needs {', '.join(missing)}, which is not installed; {MAKE}")
+    if not any(is_installed(name) for name in GRAPHS):
+        raise ConfigError(f"export: needs openvino or onnxruntime to compare with torch, found neither; {MAKE}")
 
 
 def _judge(found: Comparison, bounds: Bounds, out: Path, precision: Precision) -> None:

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.difference import SpatialAttention, banded
+from hetecd.difference import OUT, SpatialAttention, banded
 from hetecd.encoder import PAD_TO, STRIDES, Block
 from hetecd.model import HeteCD
-
-_OUT = 16  # slices that one group of `banded` convolutions computes; it reads one more on either side
+from hetecd.ops import KERNEL
 
 
 class Graph(nn.Module):
@@ -83,7 +82,7 @@ class GraphDifference(nn.Module):
         super().__init__()
         temporal, spatial, fuse = difference.temporal, difference.spatial, difference.fuse
         self.slices = temporal.linear.out_features
-        groups = -(-self.slices // _OUT)
+        groups = -(-self.slices // OUT)
         self.project = _project_to_blocks(project, groups)
         self.volumes = nn.ModuleList(_grouped(conv, groups) for conv in difference.volumes.convs)
         self.temporal = _pointwise(temporal.linear.weight, temporal.linear.bias)
@@ -131,11 +130,10 @@ class Winograd(nn.Module):
     # Signs with which the rows of a tile (and likewise its columns) enter the four sums; each reads three rows in
     # succession, the last one those from the second on.
     IN = ((1.0, 0.0, -1.0), (0.0, 1.0, 1.0), (0.0, -1.0, 1.0), (1.0, 0.0, -1.0))
-    KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
     def __init__(self, weights: Sequence[Tensor], bias: Tensor) -> None:
         super().__init__()
-        signs, kernel = torch.tensor(self.IN), torch.tensor(self.KERNEL)
+        signs, kernel = torch.tensor(self.IN), torch.tensor(KERNEL)
         channels = weights[0].shape[1]
         tiles = torch.einsum("ik,jl->ijkl", signs, signs).flatten(0, 1)  # (16, 3, 3)
         self.tiles = nn.ModuleList(_conv(t.expand(channels, 1, 3, 3), groups=channels, stride=2) for t in tiles)
@@ -179,7 +177,7 @@ def _project_to_blocks(project: nn.Linear, groups: int) -> nn.Conv2d:
     weight, bias = project.weight.new_zeros(2 * D + 1, 2 * C), project.bias.new_zeros(2 * D + 1)
     weight[0 : 2 * D : 2, :C] = weight[1 : 2 * D : 2, C:] = project.weight
     bias[: 2 * D] = project.bias.repeat_interleave(2)
-    read = _OUT * torch.arange(groups)[:, None] + torch.arange(-1, _OUT + 1)  # (groups, 18)
+    read = OUT * torch.arange(groups)[:, None] + torch.arange(-1, OUT + 1)  # (groups, 18)
     read = read.where((read >= 0) & (read < 2 * D), 2 * D).flatten()  # the last row is zeros
     return _pointwise(weight[read], bias[read])
 
@@ -187,7 +185,7 @@ def _project_to_blocks(project: nn.Linear, groups: int) -> nn.Conv2d:
 def _grouped(conv: nn.Conv3d, groups: int) -> nn.Conv2d:
     """A 3D convolution of one channel as 2D convolution from groups of 18 to groups of 16 slices."""
     assert conv.bias is not None
-    return _conv(banded(conv.weight[0, 0]).repeat(groups, 1, 1, 1), conv.bias.expand(groups * _OUT), groups)
+    return _conv(banded(conv.weight[0, 0]).repeat(groups, 1, 1, 1), conv.bias.expand(groups * OUT), groups)
 
 
 def _shifted_sums(size: int) -> tuple[nn.Conv2d, nn.Conv2d]:

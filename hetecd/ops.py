@@ -7,7 +7,7 @@ compiled, every one of them is PyTorch's own form again.
 import ctypes
 import os
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 SCORES = 2**24  # attention scores held at a time
 BLOCK = 2**23  # bytes of an image that Winograd transforms at a time: enough for full speed, and little memory
 SMALL = 1024  # pixels below which Winograd does not pay
+# Winograd's transformation of the rows, and of the columns, of a 3x3 kernel.
+KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 WIDE = 256  # input channels from which Winograd's transformations cost less than they save
 
 
@@ -41,6 +43,14 @@ def lower(model: M) -> M:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(torch.bfloat16)
+    return model
+
+
+def freeze(model: M) -> M:
+    """Prepare a network on a CPU for inference alone, in place. Later changes of its weights would not be seen."""
+    for module in model.modules():
+        if isinstance(module, Conv3x3) and module.in_channels >= WIDE and module.weight.device.type == "cpu":
+            module.freeze()
     return model
 
 
@@ -94,7 +104,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of many channels, without gradients by Winograd's F(2x2, 3x3) (Lavin and Gray 2016).
+    """A 3x3 convolution; once :func:`freeze` has prepared it, by Winograd's F(2x2, 3x3) (Lavin and Gray 2016).
 
     Four neighbouring outputs take 16 products instead of 36. Sums and differences only, so that float32 keeps its
     accuracy and bfloat16 loses one bit and a half.
@@ -102,23 +112,40 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(in_channels, channels, 3, padding=1)
-        self._transformed: tuple[object, list[list[Tensor]]] | None = None
+        self.transformed: list[list[Tensor]] | None = None  # 4 x 4 weights (C, C_in, 1, 1)
+
+    def freeze(self) -> None:
+        """Prepare for inference with the weights as they are now."""
+        w = self.weight.detach().to(torch.promote_types(self.weight.dtype, torch.float32))
+        g = torch.tensor(KERNEL, dtype=w.dtype)
+        with torch.autocast("cpu", enabled=False):
+            made = [[torch.einsum("u,v,ocuv->oc", a, b, w)[:, :, None, None] for b in g] for a in g]
+        self.transformed = [[t.to(self.weight.dtype) for t in row] for row in made]
+
+    def train(self, mode: bool = True) -> "Conv3x3":
+        """As of any module; what was prepared is given up where the weights may change."""
+        if mode:
+            self.transformed = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.transformed = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, h, w) -> (B, C, h, w), channels-last in memory."""
-        if torch.is_grad_enabled():
-            self._transformed = None  # an optimizer step may follow; fused ones leave no trace in the version below
-        B, C, h, w = input.shape
-        if plain(input) or torch.is_grad_enabled() or C < WIDE or h % 2 or w % 2 or B * h * w < SMALL:
+        B, _, h, w = input.shape
+        if self.transformed is None or torch.is_grad_enabled() or plain(input) or h % 2 or w % 2 or B * h * w < SMALL:
             return super().forward(input)
         if torch.is_autocast_enabled("cpu"):
             input = input.to(torch.get_autocast_dtype("cpu"))
-        return self._winograd(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if input.dtype != self.transformed[0][0].dtype:
+            return super().forward(input)
+        return self._winograd(input.permute(0, 2, 3, 1), self.transformed).permute(0, 3, 1, 2)
 
-    def _winograd(self, x: Tensor) -> Tensor:
+    def _winograd(self, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
         """(B, h, w, C_in) -> (B, h, w, C)."""
         B, h, w, C = x.shape
-        weights = self._weights(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out = x.new_empty(B, h // 2, 2, w // 2, 2, self.out_channels)
         x = F.pad(x, (0, 0, 1, 1, 1, 1))
@@ -140,16 +167,6 @@ class Conv3x3(nn.Conv2d):
                 for i, part in enumerate(_sum([pair[j] for pair in sums])):
                     out[:, first : first + n, i, :, j] = part.permute(0, 2, 3, 1)
         return out.view(B, h, w, self.out_channels)
-
-    def _weights(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        """4 x 4 transformed weights (C, C_in, 1, 1), made once."""
-        state = (dtype, self.weight.data_ptr(), None if self.weight.is_inference() else self.weight._version)
-        if self._transformed is None or self._transformed[0] != state:
-            g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-            w = self.weight.float()
-            made = [[torch.einsum("u,v,ocuv->oc", a, b, w)[:, :, None, None].to(dtype) for b in g] for a in g]
-            self._transformed = (state, made)
-        return self._transformed[1]
 
 
 def _difference(d: list[Tensor]) -> tuple[Tensor, ...]:

@@ -95,7 +95,7 @@ def open_graph(
 class OpenVinoGraph:
     """A graph in OpenVINO, a predictor of normalised images.
 
-    It is compiled for each shape of input it meets, as fixed sizes compute up to a third faster than free ones; the
+    It is compiled for each shape of input it meets, as fixed sizes compute about a fifth faster than free ones; the
     last few are kept.
     """
 
@@ -158,6 +158,8 @@ class OnnxGraph:
             raise CheckpointError(f"{path}: not a graph that ONNX Runtime can read; export it again") from error
         self.info = from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
         where = "CUDA" if self.session.get_providers()[0].startswith("CUDA") else "CPU"
+        if gpu and where == "CPU":  # built for CUDA, but its driver or libraries are missing
+            raise ConfigError(f"device: {device!r} cannot be started by ONNX Runtime; see its messages, or take cpu")
         self.name = f"ONNX Runtime {onnxruntime.__version__} ({where}, f32)"
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Predictor, from_raw
 from hetecd.model import HeteCD
-from hetecd.ops import keep_memory, lower
+from hetecd.ops import freeze, keep_memory, lower
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
@@ -112,6 +112,8 @@ def empty(config: ModelConfig) -> HeteCD:
 def load(path: Path | str) -> HeteCD:
     """The network of a checkpoint, in evaluation mode; ``net.info`` is its :class:`ModelInfo`.
 
+    From now on the process keeps freed memory for its next tensors, see :func:`hetecd.ops.keep_memory`.
+
     Args:
         path: a .safetensors file written by hetecd.
 
@@ -188,7 +190,7 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     """A function from raw images to the probability of change.
 
     Args:
-        model: a loaded network, or any that has its ``info`` set; moved to the device, or copied for bfloat16.
+        model: a loaded network, or any that has its ``info`` set. It is copied: what happens to it later is not seen.
         device: where to compute; "auto" takes a GPU if there is one.
         precision: "bf16" computes in bfloat16 (autocast); "auto" does so on a GPU.
 
@@ -207,12 +209,11 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
-        model = model.eval().to(device)
+        model = copy.deepcopy(model).eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
-    if bf16:
-        model = lower(copy.deepcopy(model))
+    model = freeze(lower(model) if bf16 else model)
 
     def compute(optical: Floats, sar: Floats) -> Floats:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):

@@ -18,7 +18,7 @@ from hetecd.difference import SpatialAttention, Volumes
 from hetecd.errors import ConfigError, InputError
 from hetecd.losses import cross_entropy, fca_loss, released_dice
 from hetecd.model import HeteCD
-from hetecd.ops import lower
+from hetecd.ops import freeze, lower
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +224,13 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", parity.CASES)
-def test_bfloat16_decides_as_float32_does(name: str, published: dict[int, HeteCD], shared: Path) -> None:
+def test_parity_of_a_network_made_fast(name: str, published: dict[int, HeteCD], shared: Path) -> None:
+    """As predictors have it: the float32 numbers, and in bfloat16 the decisions."""
     arrays, _ = parity.case(shared / "parity", name)
     optical, sar, _ = parity.inputs(shared / "parity", name)
-    net = lower(copy.deepcopy(published[parity.CASES[name]]))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = net(optical, sar).float().numpy()
+    net = freeze(copy.deepcopy(published[parity.CASES[name]]))
+    with torch.no_grad():
+        assert np.abs(net(optical, sar).numpy() - arrays["logits"]).max() < 1e-4
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = freeze(lower(net))(optical, sar).float().numpy()
     assert (logits.argmax(1) == arrays["logits"].argmax(1)).mean() >= 0.985

@@ -15,7 +15,7 @@ from torch import nn
 from hetecd import ops
 from hetecd.config import ModelConfig
 from hetecd.model import HeteCD
-from hetecd.ops import Conv3x3, Linear, attend, lower
+from hetecd.ops import Conv3x3, Linear, attend, freeze, lower
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 RTOL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -74,43 +74,40 @@ def test_wide_convolution(
     wanted = F.conv2d(x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
     if autocast:
         dtype = torch.bfloat16
+        lower(conv)
     else:
         conv, x = conv.to(dtype), x.to(dtype)
+    conv.freeze()
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), torch.autocast("cpu", enabled=autocast):
         patch.setattr(ops, "BLOCK", block)
         patch.setattr(ops, "SMALL", 1)
-        patch.setattr(ops, "WIDE", 1)
         _close(conv(x), wanted, dtype)
-        assert (conv._transformed is not None) == (h % 2 == w % 2 == 0)
 
 
-def test_transformed_weights_follow_the_weights() -> None:
+def _is_winograd(conv: Conv3x3) -> bool:
+    """Whether a convolution takes the other way: its float32 results differ in the last digits."""
+    x = torch.randn(1, conv.in_channels, 64, 64)
+    with torch.no_grad():
+        return not torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+
+
+def test_only_a_frozen_convolution_takes_the_other_way() -> None:
     torch.manual_seed(0)
     conv = Conv3x3(ops.WIDE, 8).eval()
-    x = torch.randn(1, ops.WIDE, 64, 64)
-
-    def check() -> None:
-        with torch.no_grad():
-            torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4, rtol=1e-4)
-            assert conv._transformed is not None
-
-    check()
+    assert not _is_winograd(conv)
+    assert _is_winograd(freeze(conv))
+    assert _is_winograd(copy.deepcopy(conv))
+    assert not _is_winograd(freeze(Conv3x3(ops.WIDE - 1, 8)))
     conv.load_state_dict(Conv3x3(ops.WIDE, 8).state_dict())
-    check()
-    optimizer = torch.optim.AdamW(conv.parameters(), lr=1.0, fused=True)  # leaves the version of the weights alone
-    conv(x).sum().backward()
-    optimizer.step()
-    check()
-    conv.weight.data = torch.randn_like(conv.weight)
-    check()
-    with torch.inference_mode():
-        conv = copy.deepcopy(conv)
-    check()
+    assert not _is_winograd(conv)
+    assert not _is_winograd(freeze(conv).train())
+    assert _is_winograd(freeze(conv).eval())
+    assert conv.double()(torch.randn(1, ops.WIDE, 64, 64, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_gradients_come_from_the_plain_convolution() -> None:
     torch.manual_seed(0)
-    conv = Conv3x3(ops.WIDE, 4)
+    conv = freeze(Conv3x3(ops.WIDE, 4))
     x = torch.randn(1, ops.WIDE, 64, 64, requires_grad=True)
     conv(x).square().sum().backward()
     assert x.grad is not None
@@ -121,7 +118,7 @@ def test_gradients_come_from_the_plain_convolution() -> None:
 
 
 def test_a_traced_graph_is_plain() -> None:
-    conv = Conv3x3(ops.WIDE, 4).eval()
+    conv = freeze(Conv3x3(ops.WIDE, 4)).eval()
     with torch.no_grad():
         graph = torch.jit.trace(conv, torch.randn(1, ops.WIDE, 64, 64))
     assert str(graph.inlined_graph).count("aten::_convolution") == 1
@@ -131,10 +128,11 @@ def test_network_of_plain_operations_is_the_same(monkeypatch: pytest.MonkeyPatch
     """What a GPU runs, and what a traced graph holds."""
     torch.manual_seed(0)
     net = HeteCD(ModelConfig(encoder="pvt_v2_b0", width=64, attention="rescaled")).eval()
+    freeze(net)
     images = torch.rand(2, 3, 128, 96), torch.rand(2, 3, 128, 96)
     with torch.no_grad():
         fast = net(*images)
-        assert net.decoder.difference[0].fuse.conv._transformed is not None
+        assert net.decoder.difference[0].fuse.conv.transformed is not None
         monkeypatch.setattr(ops, "plain", lambda x: True)
         monkeypatch.setattr(ops, "traced", lambda: True)
         torch.testing.assert_close(fast, net(*images), atol=1e-4, rtol=1e-4)
