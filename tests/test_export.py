@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hetecd import cli, export
-from hetecd.errors import ConfigError, ExportError, InputError
+from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
 from hetecd.graph import Graph
 from hetecd.modality import Floats
@@ -155,3 +155,21 @@ def test_export_predict_evaluate(
     assert cli.main(["predict", *pair, "-o", str(tmp_path / "m"), *common, "torch"]) == 1
     assert "found --runtime torch, expected openvino or onnx; leave --runtime out" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+def test_any_name_will_do(decided: Path, tmp_path: Path) -> None:
+    export_file(decided, tmp_path / "run[1].xml", "openvino")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run[1].bin", "run[1].xml"]
+
+
+def test_a_full_disk_leaves_nothing(decided: Path, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("3m")
+    with pytest.raises(OutputError, match=r"a\.xml"):
+        export_file(decided, disk / "a.xml", "openvino")
+    assert list(disk.iterdir()) == []
+
+
+def test_onnx_needs_a_runtime_to_be_compared_in(decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match="needs openvino or onnxruntime to compare with torch"):
+        export_file(decided, tmp_path / "a.onnx", "onnx")
