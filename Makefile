@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench-speed bench-roofline bench-loading bench-curves check format clean
+.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves check format clean
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ bench-speed: install
 
 bench-roofline: install
 	$(BIN)/python benchmarks/roofline.py
+
+bench-forms: install
+	$(BIN)/python benchmarks/forms.py
 
 # These two train on real tiles: make bench-loading DATA=ombria
 bench-loading: install
