@@ -11,14 +11,12 @@ import time
 import numpy as np
 import torch
 from plain import PlainHeteCD
-from speed import processor, weights, without_dropout
+from speed import processor, step, weights, without_dropout
 from torch import Tensor, nn
 
 from hetecd.config import TrainConfig
 from hetecd.convert import convert_hetecd
 from hetecd.data import TileDataset, fit_modalities, split_tiles
-from hetecd.losses import cross_entropy, fca_loss, soft_dice
-from hetecd.model import HeteCD
 from hetecd.ops import keep_memory
 
 WINDOW = 25  # steps
@@ -27,16 +25,7 @@ WINDOW = 25  # steps
 def losses(net: nn.Module, crops: list[tuple[Tensor, Tensor, Tensor]], bf16: bool) -> list[float]:
     """The loss at every step."""
     optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-4, fused=True)
-    found = []
-    for optical, sar, label in crops:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, features = net(optical, sar, features=True) if isinstance(net, HeteCD) else net(optical, sar)
-        loss = cross_entropy(logits, label) + soft_dice(logits, label) + 0.05 * fca_loss(features)
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
+    return [step(net, optimizer, (a, b), label, bf16, 0.05)[0].item() for a, b, label in crops]
 
 
 def crops_of(data: str, steps: int, edge_px: int, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:

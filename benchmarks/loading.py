@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from speed import processor
+from speed import processor, step
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetecd.augment import augment
 from hetecd.config import ModelConfig, TrainConfig, read_recipe
 from hetecd.data import CACHE_BYTES, EpochSampler, TileDataset, collate, fit_modalities, split_tiles
-from hetecd.losses import cross_entropy, fca_loss, soft_dice
 from hetecd.model import HeteCD
 from hetecd.ops import keep_memory
 
@@ -31,22 +30,17 @@ def step_of(model: HeteCD, config: TrainConfig) -> Callable[[dict[str, Tensor]],
     """A training step with the network, batch and precision of the recipe."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
-    def step(batch: dict[str, Tensor]) -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            logits, features = model(batch["optical"], batch["sar"], features=True)
-        loss = cross_entropy(logits, batch["label"]) + soft_dice(logits, batch["label"]) + fca_loss(features)
-        loss.backward()
-        optimizer.step()
+    def run(batch: dict[str, Tensor]) -> None:
+        step(model, optimizer, (batch["optical"], batch["sar"]), batch["label"], config.precision == "bf16")
 
-    return step
+    return run
 
 
-def epoch_s(batches: Batches, step: Callable[[dict[str, Tensor]], None]) -> float:
+def epoch_s(batches: Batches, run: Callable[[dict[str, Tensor]], None]) -> float:
     """Seconds per step, the wait for each batch included."""
     count, start = 0, time.perf_counter()
     for batch in batches:
-        step(batch)
+        run(batch)
         count += 1
     return (time.perf_counter() - start) / count
 
@@ -73,7 +67,7 @@ def main() -> None:
     optical, sar = fit_modalities(files, config)
     model_config = dataclasses.replace(model_config, optical_channels=optical.channels, sar_channels=sar.channels)
     torch.manual_seed(0)
-    step = step_of(HeteCD(model_config).train(), config)
+    run = step_of(HeteCD(model_config).train(), config)
 
     def loader(cache_bytes: int, workers: int) -> Batches:
         tiles = TileDataset(files, dataclasses.replace(config, workers=workers), optical, sar, augment, cache_bytes)
@@ -92,7 +86,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for epoch in range(args.epochs + 1):
         for name, batches in variants.items():
-            taken = epoch_s(batches, step)
+            taken = epoch_s(batches, run)
             if epoch:  # the first one fills caches and starts workers
                 seconds[name].append(taken)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

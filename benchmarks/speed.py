@@ -151,22 +151,26 @@ def _file(folder: Path, row: str) -> Path:
     return folder / f"{precision}.{'onnx' if to == 'onnx' else 'xml'}"
 
 
+def step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: tuple[Tensor, Tensor], label: Tensor, bf16: bool,
+    fca_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A training step of ours or of the plain network: forward, the three losses, backward, update; loss, logits."""
+    optimizer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits, features = net(*images, features=True) if isinstance(net, HeteCD) else net(*images)
+    loss = cross_entropy(logits, label) + soft_dice(logits, label) + fca_weight * fca_loss(features)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
 def training(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:
-    """One step: forward, the three losses, backward, AdamW."""
+    """One training step with AdamW, to probabilities."""
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=isinstance(net, HeteCD))
     label = (pair[0][:, 0] > 0.5).long()
-
-    def run() -> Tensor:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, features = net(*pair, features=True) if isinstance(net, HeteCD) else net(*pair)
-        loss = cross_entropy(logits, label) + soft_dice(logits, label) + fca_loss(features)
-        loss.backward()
-        optimizer.step()
-        return logits.detach().float().softmax(1)[:, 1]
-
-    return run
+    return lambda: step(net, optimizer, pair, label, bf16)[1].float().softmax(1)[:, 1]
 
 
 def work(pipe: Connection, row: str, table: str, threads: int, folder: Path) -> None:
