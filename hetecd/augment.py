@@ -32,8 +32,9 @@ def augment(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vary one tile at random.
 
-    Geometry, the same for all three: two flips, a multiple of 90 degrees (square tiles only), enlargement by
-    U(1, scale) with a random crop back to the size (images bilinear, label nearest). Then, drawn anew per date: blur,
+    Geometry, the same for all three: enlargement by U(1, scale) with a random crop back to the size (images bilinear,
+    label nearest), rotation by U(-rotate, rotate) degrees with mirrored edges, two flips, a multiple of 90 degrees
+    (square tiles only). Then, drawn anew per date: blur,
     brightness and contrast; for optical saturation and hue; for SAR speckle. ``sar_hue`` > 0 gives SAR the whole
     colour treatment of the published recipe, saturation (by ``sar_jitter``) and hue: without effect on equal bands.
 
@@ -88,6 +89,7 @@ def _geometry(
     col = int(torch.randint(width - w + 1, (), generator=rng))
 
     window = (slice(None), slice(row, row + h), slice(col, col + w))
+    angle = math.radians(_uniform(rng, -config.rotate, config.rotate))
     out = []
     # Both dates at once: bilinear resampling of three channels takes as long as of six.
     for part in (torch.cat([optical[window], sar[window]])[None], label[None][window][None].clone()):
@@ -97,11 +99,51 @@ def _geometry(
                 full = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
             else:
                 full = F.interpolate(part, (height, width), mode="nearest-exact")
+        if angle:
+            full = _rotate(full, angle)
         if axes:
             full = full.flip(axes)
         out.append(full.rot90(turns, (-2, -1)).contiguous()[0] if turns else full[0])
     images, labels = out
     return images[: len(optical)], images[len(optical) :], labels[0]
+
+
+def _rotate(image: Tensor, angle: float) -> Tensor:
+    """Rotate (1, C, H, W) by radians about the centre, edges mirrored; integers keep their values."""
+    height, width = image.shape[-2:]
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Coordinates of grid_sample run from -1 to 1 along either edge, whatever its length.
+    matrix = torch.tensor([[[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]])
+    grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=False)
+    mode = "bilinear" if image.is_floating_point() else "nearest"
+    rotated = F.grid_sample(image.float(), grid, mode, padding_mode="reflection", align_corners=False)
+    return rotated.to(image.dtype)
+
+
+def cutmix(batch: dict[str, Tensor], share: float, rng: torch.Generator) -> None:
+    """Paste a rectangle of another pair of the batch into some pairs and their labels, in place (Yun et al. 2019).
+
+    Args:
+        batch: ``optical`` (B, Co, H, W), ``sar`` (B, Cs, H, W) and ``label`` (B, H, W).
+        share: of the pairs that get one; its edges are U(1/4, 3/4) of theirs.
+        rng: source of all chance.
+    """
+    images = [batch[name] for name in ("optical", "sar", "label")]
+    height, width = images[-1].shape[-2:]
+    others = [image.clone() for image in images]
+    count = len(images[-1])
+    if count < 2:
+        return
+    shift = int(torch.randint(1, count, (), generator=rng))
+    for to in range(count):
+        if _uniform(rng, 0, 1) >= share:
+            continue
+        source = (to + shift) % count
+        h, w = (round(_uniform(rng, 0.25, 0.75) * edge) for edge in (height, width))
+        row = int(torch.randint(height - h + 1, (), generator=rng))
+        col = int(torch.randint(width - w + 1, (), generator=rng))
+        for image, other in zip(images, others, strict=True):
+            image[to, ..., row : row + h, col : col + w] = other[source, ..., row : row + h, col : col + w]
 
 
 def _hole(image: Tensor, ignored: Tensor) -> Tensor | None:

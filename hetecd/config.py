@@ -97,6 +97,8 @@ class TrainConfig:
         warmup: share of all steps in which the learning rate rises linearly.
         lr_power: learning rate falls as (1 - step / steps) ** lr_power.
         clip: largest gradient norm; 0 = no clipping.
+        ema: weights that are validated and kept are a running mean of those of the last 1 / (1 - ema) steps; 0 = they
+            are the last ones.
         seed: of weights, order, augmentation and dropout.
         precision: "f32" or "bf16" (autocast).
         workers: processes that read tiles; 0 reads in the main process.
@@ -109,7 +111,9 @@ class TrainConfig:
         encoder_weights: pretrained weights for both encoders (a converted .safetensors file).
         flip: probability of each of the two flips.
         rotate90: rotate by a random multiple of 90 degrees.
+        rotate: rotate by U(-rotate, rotate) degrees, edges mirrored.
         scale: largest enlargement; a tile is enlarged by U(1, scale) and cropped back.
+        cutmix: share of the pairs of a batch that get a rectangle of another one.
         blur_px: Gaussian blur of radius U(0, blur_px).
         optical_jitter: brightness, contrast and saturation of optical vary by this share.
         optical_hue: hue of optical varies by this share of the circle (red, green, blue).
@@ -138,6 +142,7 @@ class TrainConfig:
     warmup: float = 0.05
     lr_power: float = 1.0
     clip: float = 1.0
+    ema: float = 0.0
     seed: int = 0
     precision: Literal["f32", "bf16"] = "f32"
     workers: int = 0
@@ -150,7 +155,9 @@ class TrainConfig:
     encoder_weights: str = ""
     flip: float = 0.5
     rotate90: bool = True
+    rotate: float = 0.0
     scale: float = 1.2
+    cutmix: float = 0.0
     blur_px: float = 0.0
     optical_jitter: float = 0.2
     optical_hue: float = 0.0
@@ -164,7 +171,8 @@ class TrainConfig:
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),
             ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
             ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
-            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1),
+            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1), ("rotate", 0, 180), ("cutmix", 0, 1),
+            ("ema", 0, 0.99999),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
         if 0 < self.tile_px < 32:

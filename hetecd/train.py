@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,9 +22,10 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from hetecd.augment import augment
+from hetecd.augment import augment, cutmix
 from hetecd.config import IGNORE, ModelConfig, TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
@@ -37,6 +39,8 @@ from hetecd.resume import SafetensorsIO
 from hetecd.weights import fresh, save
 
 log = logging.getLogger("hetecd")
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 MOST_OVERFLOWS = 20
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
@@ -137,16 +141,28 @@ class Training(pl.LightningModule):
         super().__init__()
         self.model, self.config, self.info = model, config, info
         self.train_tiles, self.val_tiles = train_tiles, val_tiles
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=running_mean(config.ema), use_buffers=True)
+            self.average.requires_grad_(False)
         self.confusion = Confusion()
         self.scores: dict[str, float] = {}
         self.best = -math.inf
         self.overflows = 0
 
+    @property
+    def result(self) -> HeteCD:
+        """The network that is validated and kept: the running mean where there is one."""
+        return self.model if self.average is None else cast(HeteCD, self.average.module)
+
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
-        # Dropout is a function of (seed, epoch, step, rank) alone, so that a resumed training is the same one.
+        # All chance is a function of (seed, epoch, step, rank) alone, so that a resumed training is the same one.
         key = (self.config.seed, self.current_epoch, index, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        torch.manual_seed(seed)
+        if self.config.cutmix:
+            cutmix(batch, self.config.cutmix, torch.Generator().manual_seed(seed))
         logits, features = self.model(batch["optical"], batch["sar"], features=True)
         terms = self._terms(logits, features, batch["label"])
         loss = torch.stack(list(terms.values())).sum()
@@ -158,6 +174,11 @@ class Training(pl.LightningModule):
             on_step=False, on_epoch=True, batch_size=size, sync_dist=True,
         )  # fmt: skip
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Take the new weights into the running mean."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def _terms(self, logits: Tensor, features: Features, label: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -173,7 +194,7 @@ class Training(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
         """Count pixels of one batch."""
-        logits = self.model(batch["optical"], batch["sar"])
+        logits = self.result(batch["optical"], batch["sar"])
         if not logits.isfinite().all():  # running statistics do not recover from one such batch
             raise InputError(f"training: the network gives no finite numbers any more; lower lr ({self.config.lr:g})")
         loss = cross_entropy(logits, batch["label"], self.config.val_ce_weights)
@@ -292,8 +313,8 @@ class Keep(Callback):
             scores = {k: None if math.isnan(v) else round(v, 6) for k, v in task.scores.items()}
             info = dataclasses.replace(task.info, scores=scores | {"epoch": trainer.current_epoch})
             if better or math.isnan(iou):
-                save(self.out / BEST, task.model, info)
-            save(self.out / LAST, task.model, info)
+                save(self.out / BEST, task.result, info)
+            save(self.out / LAST, task.result, info)
             self._write_line(trainer, metrics, scores)
         trainer.save_checkpoint(self.out / STATE)
 
@@ -316,6 +337,19 @@ class Keep(Callback):
             "epoch %d/%d  loss %.4f  val IoU %s  %.0f s",
             epoch + 1, trainer.max_epochs, row["loss"], scores["iou"], row["seconds"],
         )  # fmt: skip
+
+
+def running_mean(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """An update of averaged tensors, in place; the first steps count more, so that a short training forgets them."""
+
+    def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, share)
+        else:  # batches seen
+            torch._foreach_copy_(averages, values)
+
+    return update
 
 
 def fca_weight(config: TrainConfig, epoch: int) -> float:

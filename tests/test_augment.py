@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetecd.augment import GREY, _blur, _jitter, _turn_hue, augment
+from hetecd.augment import GREY, _blur, _jitter, _turn_hue, augment, cutmix
 from hetecd.config import TrainConfig
 
 NOTHING = TrainConfig(
@@ -43,28 +43,62 @@ def coordinates(height: int, width: int) -> torch.Tensor:
     width=st.integers(32, 80),
     square=st.booleans(),
     scale=st.floats(1, 2),
+    rotate=st.sampled_from([0.0, 180.0]),
 )
 def test_geometry_is_the_same_for_both_dates_and_label(
-    seed: int, height: int, width: int, square: bool, scale: float
+    seed: int, height: int, width: int, square: bool, scale: float, rotate: float
 ) -> None:
     width = height if square else width
     place = coordinates(height, width)
     # The label says in which of 8 x 8 cells a pixel lies, and so does the image: they must agree but where an edge of
-    # a cell is within the half pixel that nearest resampling moves.
+    # a cell is within the half pixel that nearest resampling moves, once or twice.
     cell = (8 * place[0]).floor() * 8 + (8 * place[1]).floor()
     optical, sar, label = augment(
         place,
         place.clone(),
         cell.to(torch.uint8),
-        replace(NOTHING, flip=0.5, rotate90=True, scale=scale),
+        replace(NOTHING, flip=0.5, rotate90=True, scale=scale, rotate=rotate),
         generator(seed),
     )
     assert torch.equal(optical, sar)
     assert label.dtype == torch.uint8
     assert set(label.unique().tolist()) <= set(range(64))
     row8, col8 = 8 * optical
-    away = ((row8 - row8.round()).abs() > 4.01 / height) & ((col8 - col8.round()).abs() > 4.01 / width)
+    edge = 10 if rotate else 4.01
+    away = ((row8 - row8.round()).abs() > edge / height) & ((col8 - col8.round()).abs() > edge / width)
     assert torch.equal((row8.floor() * 8 + col8.floor())[away], label.float()[away])
+
+
+def test_a_rotation_keeps_angles_and_the_centre() -> None:
+    rows, cols = torch.meshgrid(torch.arange(61.0) - 30, torch.arange(91.0) - 45, indexing="ij")
+    place = torch.stack((rows, cols)) / 100  # a ramp: what is read where tells the geometry
+    label = torch.zeros(61, 91, dtype=torch.uint8)
+    turned = augment(place, place, label, replace(NOTHING, rotate=40, normalise="percentile"), generator(3))[0]
+    inner = turned[:, 25:36, 40:51]  # no mirrored edge
+    assert torch.allclose(turned[:, 30, 45], torch.zeros(2), atol=1e-5)
+    right, down = (inner.diff(dim=axis)[:, 4, 4] * 100 for axis in (2, 1))
+    assert float(right.norm()) == pytest.approx(1, abs=1e-3)
+    assert float(down.norm()) == pytest.approx(1, abs=1e-3)
+    assert float(right @ down) == pytest.approx(0, abs=1e-3)
+    assert 1e-2 < abs(float(right[0])) <= np.sin(np.radians(40))
+
+
+def test_cutmix_pastes_both_dates_and_the_label_of_one_other_pair() -> None:
+    number = torch.arange(6.0)[:, None, None].expand(6, 40, 56)
+    batch = {"optical": number[:, None].repeat(1, 3, 1, 1), "sar": number[:, None].clone(), "label": number.byte()}
+    cutmix(batch, 1.0, generator(2))
+    for own, (optical, sar, label) in enumerate(zip(*batch.values(), strict=True)):
+        assert torch.equal(optical[0], sar[0])
+        assert torch.equal(optical[2].byte(), label)
+        foreign = label != own
+        assert len(label[foreign].unique()) == 1
+        rows, cols = foreign.any(1).sum(), foreign.any(0).sum()
+        assert foreign.sum() == rows * cols  # a rectangle
+        assert 10 <= rows <= 30
+        assert 14 <= cols <= 42
+    untouched = {name: image.clone() for name, image in batch.items()}
+    cutmix(batch, 0.0, generator(2))
+    assert all(torch.equal(batch[name], untouched[name]) for name in batch)
 
 
 @settings(deadline=None, max_examples=30)

@@ -26,7 +26,7 @@ from hetecd.model import HeteCD
 from hetecd.raster import Grid, write_raster
 from hetecd.resume import SafetensorsIO
 from hetecd.synth import write_tiles
-from hetecd.train import MOST_OVERFLOWS, Hardware, Training, fca_weight, fit, lr_factor
+from hetecd.train import MOST_OVERFLOWS, Hardware, Training, fca_weight, fit, lr_factor, running_mean
 
 MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
 CPU = Hardware(accelerator="cpu", devices=1)
@@ -95,7 +95,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiles: Path, 
 def test_ctrl_c_leaves_the_last_good_checkpoint_and_resume_continues_exactly(tiles: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = ["--data", str(tiles), "--epochs", "4", "--batch", "4", "--sar-db", "true", "--seed", "5", "--workers", "0",
-             "--width", "8", "--val-fraction", "0.25", "--precision", "f32", "--accelerator", "cpu"]  # fmt: skip
+             "--width", "8", "--val-fraction", "0.25", "--precision", "f32", "--accelerator", "cpu",
+             "--cutmix", "0.5", "--ema", "0.9"]  # fmt: skip
     command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([*command, "-o", str(cut)], stderr=subprocess.PIPE, text=True, env=environment)
@@ -130,6 +131,22 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     hetecd.load(disk / "run" / "best.safetensors")
     SafetensorsIO().load_checkpoint(disk / "run" / "state.safetensors")
     assert not list((disk / "run").glob(".*"))
+
+
+def test_the_running_mean_is_of_the_last_steps(tiles: Path, tmp_path: Path) -> None:
+    fit(tiles, tmp_path / "run", MODEL, _config(epochs=3, ema=0.75), hardware=CPU)
+    state = SafetensorsIO().load_checkpoint(tmp_path / "run" / "state.safetensors")["state_dict"]
+    kept = load_file(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(value, state[f"average.module.{name}"]) for name, value in kept.items())
+    assert any(not torch.equal(value, state[f"model.{name}"]) for name, value in kept.items())
+    mean = value = torch.zeros(3)
+    for step in range(1, 6):
+        value = value + 1
+        running_mean(0.75)([mean], [value], step)
+    # By hand: the mean moves to the new value by 9/11, 9/12, 9/13, 9/14, 9/15 of the way, and never by less than 1/4.
+    assert mean[0] == pytest.approx(4.4002, abs=1e-4)
+    running_mean(0.75)([mean], [mean + 1], 1000)
+    assert mean[0] == pytest.approx(4.4002 + 0.25, abs=1e-4)
 
 
 @pytest.mark.slow
