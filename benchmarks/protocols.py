@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from affine import Affine
-from scoring import SHIFTS_PX, TestSet
+from scoring import SHIFTS_PX, ScoredSet
 
 from hetecd.config import Role
 from hetecd.data import TileFiles, find_tiles, read_label
@@ -51,7 +51,7 @@ class Fold:
 
     name: str
     data: Path
-    tests: tuple[TestSet, ...]
+    tests: tuple[ScoredSet, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +77,7 @@ class Sizes:
 def public(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     """Train on the train split, score the test split."""
     root = _needed(data, "public")
-    return [Fold("test", root, (TestSet("test", root, "test"),))]
+    return [Fold("test", root, (ScoredSet("test", root, "test"),))]
 
 
 def blocks(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
@@ -119,8 +119,8 @@ def synthetic(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
         shutil.rmtree(part, ignore_errors=True)
         _write_synthetic(part, sizes)
         part.rename(root)
-    tests = [TestSet(name, root, name) for name in ("plain", "unchanged", "season")]
-    tests += [TestSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
+    tests = [ScoredSet(name, root, name) for name in ("plain", "unchanged", "season")]
+    tests += [ScoredSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
     # SAR is linear power there and optical reflectance in 16 bits, whatever a recipe says about 8-bit tiles.
     return [Fold("unseen", root, tuple(tests), {"sar_db": True, "normalise": "percentile"})]
 
@@ -149,7 +149,7 @@ def _cross_validation(
         link_tiles([tile for i, part in enumerate(parts) if i != k for tile in part], root, "train")
         link_tiles(held, root, "test")
         label = f"{name}-{k}" if settings else f"block-{k}"
-        folds.append(Fold(label, root, (TestSet(name, root, "test"),), settings))
+        folds.append(Fold(label, root, (ScoredSet(name, root, "test"),), settings))
     return folds
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from protocols import PROTOCOLS, Fold, Sizes
 from rows import Row, configs, from_checkpoint, train
-from scoring import SHIFTS_PX, Counts, TestSet, Trained, score
+from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
 
 import hetecd
 from hetecd.errors import ConfigError, HetecdError, InputError
@@ -151,8 +151,8 @@ def score_checkpoint(weights: Path, data: Path, split: str, out: Path, name: str
     """
     trained = from_checkpoint(weights)
     title = f"{data.resolve().name} {split}".strip()
-    tests = [TestSet(title, data, split)]
-    tests += [TestSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
+    tests = [ScoredSet(title, data, split)]
+    tests += [ScoredSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
     sets = {test.name: score(trained, test) for test in tests}
     settings = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     row, fold = name or weights.stem, title.replace(" ", "-")

@@ -55,7 +55,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class ScoredSet:
     """Labelled tiles to score on.
 
     Attributes:
@@ -111,7 +111,7 @@ class Counts:
         return Counts(Confusion(**values["confusion"]), Boundary(**values["boundary"]), Calibration(**bins))
 
 
-def score(trained: Trained, test: TestSet, batch: int = 8) -> Counts:
+def score(trained: Trained, test: ScoredSet, batch: int = 8) -> Counts:
     """Predict every tile of a set and count.
 
     Raises:

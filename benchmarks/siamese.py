@@ -8,13 +8,13 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchgeo.models
 from scoring import Trained, multiply_adds, parameters
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -54,6 +54,8 @@ class Siamese(nn.Module):
         super().__init__()
         if name not in NETWORKS:
             raise ConfigError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
+        import torchgeo.models
+
         self.channels = channels
         self.net = getattr(torchgeo.models, name)(in_channels=channels, **NETWORKS[name])
 
@@ -68,23 +70,27 @@ class Siamese(nn.Module):
 
 
 def train_siamese(name: str, data: Path, config: TrainConfig, out: Path) -> Trained:
+    """Train a network of torchgeo, see :func:`train_network`; ``name`` is one of NETWORKS."""
+    return train_network(lambda optical, sar: Siamese(name, max(optical, sar)), data, config, out)
+
+
+def train_network(make: Callable[[int, int], nn.Module], data: Path, config: TrainConfig, out: Path) -> Trained:
     """Train on what :func:`hetecd.train.fit` trains on and keep the epoch that it would keep.
 
     Args:
-        name: one of NETWORKS.
+        make: channels of optical and of SAR -> a network of both that gives logits (B, 2, H, W).
         data: folder with a split "train".
-        config: the training; what it says of alignment, workers and precision does not apply (float32 on a CPU).
+        config: the training; alignment, workers and precision do not apply: it computes in float32.
         out: folder for ``state.pt``; an interrupted training goes on after its last whole epoch.
 
     Raises:
         InputError: the data cannot be used.
-        ConfigError: torchgeo has no such network.
     """
     keep_memory()
     train_files, val_files, _ = split_tiles(data, config)
     optical, sar = fit_modalities(train_files, config)
     torch.manual_seed(config.seed)
-    net = Siamese(name, max(optical.channels, sar.channels))
+    net = make(optical.channels, sar.channels)
     run = _Run(net, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     train_tiles = TileDataset(train_files, config, optical, sar, augment)
     val_tiles = TileDataset(val_files, config, optical, sar)
@@ -106,7 +112,7 @@ def train_siamese(name: str, data: Path, config: TrainConfig, out: Path) -> Trai
 class _Run:
     """A training that can be interrupted after every epoch."""
 
-    def __init__(self, net: Siamese, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, net: nn.Module, config: TrainConfig, device: torch.device) -> None:
         self.net, self.config, self.device = net.to(device), config, device
         decayed = [p for p in net.parameters() if p.ndim > 1 or config.decay == "all"]
         free = [p for p in net.parameters() if not (p.ndim > 1 or config.decay == "all")]
@@ -170,7 +176,7 @@ class _Run:
         self.best, self.epoch, self.seconds, self.iou = (state[key] for key in ("best", "epoch", "seconds", "iou"))
 
 
-def _trained(net: Siamese, config: TrainConfig, optical: Modality, sar: Modality, run: _Run) -> Trained:
+def _trained(net: nn.Module, config: TrainConfig, optical: Modality, sar: Modality, run: _Run) -> Trained:
     net.eval()
 
     def compute(optical_batch: Floats, sar_batch: Floats) -> Floats:
