@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy bench-accuracy-torchgeo \
-	check format clean
+.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
+	bench-accuracy-torchgeo check format clean
 
 install: .venv/installed
 

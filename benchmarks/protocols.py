@@ -8,11 +8,14 @@
 Inside every training part, ``hetecd.train.fit`` holds blocks out to choose the epoch.
 """
 
+import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -90,7 +93,8 @@ def blocks(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     if len(tiles) < 3 * sizes.folds:
         raise InputError(f"{data}: found {len(tiles)} training tiles, expected at least {3 * sizes.folds} for blocks")
     parts = [[tiles[i] for i in part] for part in np.array_split(np.arange(len(tiles)), sizes.folds)]
-    return _cross_validation(parts, work / f"blocks-{sizes.folds}", "held-out blocks", {})
+    key = _digest(*(str(tile.before) for tile in tiles))
+    return _cross_validation(parts, work / f"blocks-{sizes.folds}-{key}", "held-out blocks", {})
 
 
 def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
@@ -105,8 +109,10 @@ def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
         raise InputError(f"{root}: found none of the scenes {', '.join(PAIRS)}; name the folder that holds them")
     folds: list[Fold] = []
     for name, before_is in scenes.items():
-        place = work / f"pairs-{sizes.folds}" / name
-        parts = cut_scene(root / name, place / "tiles", sizes.folds)
+        place = work / f"pairs-{sizes.folds}-{_digest(str(root))}" / name
+        _once(place / "tiles", partial(cut_scene, root / name, strips=sizes.folds))
+        tiles = find_tiles(place / "tiles", "")
+        parts = [[tile for tile in tiles if tile.name.startswith(f"{k:02d}_")] for k in range(sizes.folds)]
         folds += _cross_validation(parts, place, name, {"before_is": before_is})
     return folds
 
@@ -114,11 +120,7 @@ def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
 def synthetic(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     """Train on synthetic scenes, score on others."""
     root = work / f"synthetic-{sizes.train_scenes}-{sizes.test_scenes}-{sizes.scene_px}-{sizes.tile_px}"
-    if not root.is_dir():  # whole or not at all: scenes take long enough to be interrupted
-        part = root.with_name(f"{root.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        _write_synthetic(part, sizes)
-        part.rename(root)
+    _once(root, partial(_write_synthetic, sizes=sizes))
     tests = [ScoredSet(name, root, name) for name in ("plain", "unchanged", "season")]
     tests += [ScoredSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
     # SAR is linear power there and optical reflectance in 16 bits, whatever a recipe says about 8-bit tiles.
@@ -139,62 +141,69 @@ def _needed(data: Path | None, protocol: str) -> Path:
     return data.resolve()
 
 
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+
+
+def _once(root: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` fill a folder, unless it is there: whole or not at all, as other runs may be reading it."""
+    if root.is_dir():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{root.name}.", dir=root.parent) as part:
+        make(Path(part) / "whole")
+        try:
+            (Path(part) / "whole").rename(root)
+        except OSError:
+            if not root.is_dir():  # another run was faster
+                raise
+
+
 def _cross_validation(
     parts: Sequence[Sequence[TileFiles]], place: Path, name: str, settings: dict[str, Any]
 ) -> list[Fold]:
     """A folder of links per fold: that part is its split "test", the others are its split "train"."""
     folds = []
     for k, held in enumerate(parts):
-        root = place / f"fold{k}"
-        link_tiles([tile for i, part in enumerate(parts) if i != k for tile in part], root, "train")
-        link_tiles(held, root, "test")
+        root, rest = place / f"fold{k}", [tile for i, part in enumerate(parts) if i != k for tile in part]
+        _once(root, partial(link_tiles, splits={"train": rest, "test": held}))
         label = f"{name}-{k}" if settings else f"block-{k}"
         folds.append(Fold(label, root, (ScoredSet(name, root, "test"),), settings))
     return folds
 
 
-def link_tiles(tiles: Iterable[TileFiles], root: Path, split: str) -> None:
-    """Make ``root/split/{A,B,label}`` anew, of links to the files of these tiles."""
-    shutil.rmtree(root / split, ignore_errors=True)
-    for tile in tiles:
-        for folder, path in (("A", tile.before), ("B", tile.after), ("label", tile.label)):
-            assert path is not None  # found with labels
-            link = root / split / folder / path.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
+def link_tiles(root: Path, splits: Mapping[str, Iterable[TileFiles]]) -> None:
+    """Make ``root/SPLIT/{A,B,label}`` of links to the files of these tiles."""
+    for split, tiles in splits.items():
+        for tile in tiles:
+            for folder, path in (("A", tile.before), ("B", tile.after), ("label", tile.label)):
+                assert path is not None  # found with labels
+                link = root / split / folder / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
 
 
-def cut_scene(scene: Path, out: Path, strips: int) -> list[list[TileFiles]]:
+def cut_scene(scene: Path, out: Path, strips: int) -> None:
     """Cut a scene of ``pre.tif``, ``post.tif``, ``label.png`` into strips and these into tiles.
 
     Args:
         scene: its folder.
-        out: folder for A, B and label; made anew.
+        out: folder for A, B and label. Names start with the number of the strip.
         strips: across the longer side.
-
-    Returns:
-        The tiles of every strip, in order.
     """
-    shutil.rmtree(out, ignore_errors=True)
     images = {"A": read_raster(scene / "pre.tif").array, "B": read_raster(scene / "post.tif").array}
     images["label"] = read_label(scene / "label.png")[None] * np.uint8(255)
     height, width = images["label"].shape[1:]
     down = height >= width
-    found: dict[str, int] = {}
+    across = _spans(0, min(height, width), max(1, round(min(height, width) / PAIR_TILE_PX)))
     for strip, (first, last) in enumerate(_spans(0, max(height, width), strips)):
         along = _spans(first, last, max(1, round((last - first) / PAIR_TILE_PX)))
-        across = _spans(0, min(height, width), max(1, round(min(height, width) / PAIR_TILE_PX)))
-        for i, one in enumerate(along):
-            for j, other in enumerate(across):
-                rows, cols = (one, other) if down else (other, one)
-                name = f"{strip}_{i:02d}_{j:02d}"
-                found[name] = strip
-                for folder, image in images.items():
-                    part = image[:, slice(*rows), slice(*cols)]
-                    grid = Grid(None, Affine.identity(), *part.shape[1:])
-                    write_raster(out / folder / f"{name}.tif", part, grid)
-    tiles = find_tiles(out, "")
-    return [[tile for tile in tiles if found[tile.name] == strip] for strip in range(strips)]
+        for (i, one), (j, other) in itertools.product(enumerate(along), enumerate(across)):
+            rows, cols = (one, other) if down else (other, one)
+            for folder, image in images.items():
+                part = image[:, slice(*rows), slice(*cols)]
+                grid = Grid(None, Affine.identity(), *part.shape[1:])
+                write_raster(out / folder / f"{strip:02d}_{i:02d}_{j:02d}.tif", part, grid)
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:

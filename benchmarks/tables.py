@@ -78,8 +78,10 @@ def spread(runs: Runs) -> tuple[dict[str, list[float]], str]:
         over = f"{len(seeds)} seeds" + (f" ({len(runs)} trainings)" if folds > 1 else "")
     else:
         samples, over = [counts for _, counts in runs], f"{folds} folds" if folds > 1 else "one training"
-    scored = [counts.scores() for counts in samples]
-    return {key: [scores[key] for scores in scored] for key in SCORES}, over
+    # A strip of a scene in which nothing changed has no IoU that could be compared with those of the others.
+    changed = [counts for counts in samples if counts.confusion.tp + counts.confusion.fn]
+    scored = {key: samples if key in QUIET_SCORES else changed for key in SCORES}
+    return {key: [counts.scores()[key] for counts in parts] for key, parts in scored.items()}, over
 
 
 def mean(runs: Runs, key: str) -> float:

@@ -136,16 +136,21 @@ def test_tiles_of_a_scene_cover_it_once(shape: tuple[int, int], tmp_path: Path) 
     write_raster(scene / "pre.tif", image, grid)
     write_raster(scene / "post.tif", image[:1], grid)
     write_raster(scene / "label.png", (image[:1] > 99) * np.uint8(255), grid)
-    strips = cut_scene(scene, tmp_path / "cut", 4)
-    found = np.concatenate([read_raster(tile.before).array.ravel() for strip in strips for tile in strip])
+    cut_scene(scene, tmp_path / "cut", 4)
+    cut = find_tiles(tmp_path / "cut", "")
+    found = np.concatenate([read_raster(tile.before).array.ravel() for tile in cut])
     np.testing.assert_array_equal(np.bincount(found), np.bincount(image.ravel()))
     along = 0 if shape[0] > shape[1] else 1
-    first = read_raster(strips[0][0].after).array[0]
+    first = read_raster(cut[0].after).array[0]
     np.testing.assert_array_equal(first, image[0, : first.shape[0], : first.shape[1]])
     assert first.shape[along] == 75
     folds = PROTOCOLS["pairs"](scene.parent, tmp_path / "work", SMALL)
     assert [fold.name for fold in folds] == [f"{name}-{k}" for k in range(4)]
     assert folds[0].settings == {"before_is": before_is}
+    held = [tile.name for fold in folds for tile in find_tiles(fold.data, "test")]
+    assert held == [tile.name for tile in cut]
+    for k, fold in enumerate(folds):
+        assert {tile.name[:2] for tile in find_tiles(fold.data, "train")} == {"00", "01", "02", "03"} - {f"{k:02d}"}
     with pytest.raises(InputError, match="shuguang"):
         PROTOCOLS["pairs"](tmp_path, tmp_path / "work", SMALL)
 
