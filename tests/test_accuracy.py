@@ -13,7 +13,7 @@ from affine import Affine
 from boosting import features
 from plain import PlainHeteCD
 from protocols import PAIRS, PROTOCOLS, Sizes, cut_scene
-from rows import read_rows, train
+from rows import configs, read_rows, train
 from runs import read_result, results, run, score_checkpoint
 from scoring import SHIFTS_PX, Counts, ScoredSet, multiply_adds, parameters, score, shifted
 from siamese import train_network
@@ -179,8 +179,6 @@ def test_synthetic_sets_are_what_they_say(tmp_path: Path, rows_file: Path) -> No
 
 
 def test_shipped_rows_fit_their_recipes() -> None:
-    from rows import configs
-
     for row in read_rows():
         _, config = configs(row, 7, {"epochs": 3})
         assert (config.seed, config.epochs) == (7, 3)
@@ -190,8 +188,6 @@ def test_shipped_rows_fit_their_recipes() -> None:
 
 
 def test_rows_refuse_what_they_do_not_know(tmp_path: Path) -> None:
-    from rows import configs
-
     with pytest.raises(ConfigError, match="found no nets"):
         read_rows(["nets"])
     path = tmp_path / "rows.yaml"
@@ -279,8 +275,6 @@ class TinyNet(nn.Module):
 def test_foreign_networks_train_and_go_on_after_an_interruption(
     tiles: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rows import configs
-
     config = configs(read_rows(["tiny"], rows_file)[0], 0, {"epochs": 3})[1]
     whole = train_network(TinyNet, tiles, config, tmp_path / "whole")
     assert whole.parameters == 5 * 2 * 9 + 2
