@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves check format clean
+.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
+	bench-accuracy-torchgeo check format clean
 
 install: .venv/installed
 
@@ -36,6 +37,28 @@ bench-loading: install
 bench-curves: install
 	$(BIN)/python benchmarks/curves.py $(DATA)
 
+# Accuracy: make bench-accuracy PROTOCOL=blocks DATA=ombria ROWS="quick boosting" SEEDS="0 1 2" OPTIONS="--epochs 20"
+# PROTOCOL is public, blocks, pairs (DATA: folder of scenes) or synthetic (no DATA); without ROWS all rows.
+PROTOCOL ?= public
+SEEDS ?= 0 1 2
+ACCURACY = benchmarks/accuracy.py $(PROTOCOL) $(if $(DATA),--data $(DATA)) $(if $(ROWS),--rows $(ROWS)) \
+	--seeds $(SEEDS) $(OPTIONS)
+
+bench-accuracy: install
+	$(BIN)/python $(ACCURACY)
+
+# The rows of torchgeo; the tables of both go into the same folder.
+bench-accuracy-torchgeo: ROWS ?= fc-siam-conc fc-siam-diff changevit
+bench-accuracy-torchgeo: .venv-torchgeo/installed
+	.venv-torchgeo/bin/python $(ACCURACY)
+
+# torchgeo itself comes without what it asks for: most of that is for its data sets, and some does not install.
+.venv-torchgeo/installed: pyproject.toml constraints.txt benchmarks/torchgeo.txt
+	$(PYTHON) -m venv .venv-torchgeo
+	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/torchgeo.txt
+	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check --no-deps torchgeo==0.8.1
+	touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,4 +69,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv demo runs build dist *.egg-info
+	rm -rf .venv .venv-torchgeo demo runs build dist *.egg-info

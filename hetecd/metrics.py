@@ -1,9 +1,11 @@
 """Counts of right and wrong pixels, and the scores computed from them.
 
 One :class:`Confusion` is pooled over a whole split, then scored once: the mean of per-tile scores is another number,
-which depends on how the scene was cut. NumPy only.
+which depends on how the scene was cut. :class:`Boundary` (are outlines in the right place) and :class:`Calibration`
+(does a probability mean what it says) are pooled in the same way. NumPy only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,10 @@ from numpy.typing import NDArray
 
 from hetecd.config import IGNORE
 from hetecd.errors import InputError
+
+TOLERANCE_PX = 2.0  # an outline this far off still counts as right
+BINS = 15  # of probability, as in Guo et al. 2017
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,127 @@ def confusion(pred: NDArray[Any], label: NDArray[Any], valid: NDArray[Any] | Non
             raise InputError(f"confusion: found {name} value {odd[0]}, expected 0, 1 or 255; threshold it first")
     n = [int(v) for v in np.bincount(2 * changed.astype(np.int64) + changed_pred, minlength=4)]
     return Confusion(tn=n[0], fp=n[1], fn=n[2], tp=n[3])
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Counts of boundary pixels; add two to pool them. A boundary pixel is changed and touches an unchanged one.
+
+    Attributes:
+        pred: boundary pixels of the map.
+        pred_hits: those with a boundary pixel of the label within the tolerance.
+        label: boundary pixels of the label.
+        label_hits: those with a boundary pixel of the map within the tolerance.
+    """
+
+    pred: int = 0
+    pred_hits: int = 0
+    label: int = 0
+    label_hits: int = 0
+
+    def __add__(self, other: "Boundary") -> "Boundary":
+        if not isinstance(other, Boundary):
+            return NotImplemented
+        return Boundary(
+            self.pred + other.pred,
+            self.pred_hits + other.pred_hits,
+            self.label + other.label,
+            self.label_hits + other.label_hits,
+        )
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the shares of hits (Csurka et al. 2013, here pooled); NaN where nobody has a boundary."""
+        if not self.pred or not self.label:
+            return 0.0 if self.pred or self.label else float("nan")
+        precision, recall = self.pred_hits / self.pred, self.label_hits / self.label
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def boundary(pred: NDArray[Any], label: NDArray[Any], tolerance_px: float = TOLERANCE_PX) -> Boundary:
+    """Compare the outlines of what changed. The edge of the image and of what does not count is no outline.
+
+    Args:
+        pred: (..., H, W) bool or integer, 1 = changed; 255 = does not count.
+        label: (..., H, W), 0 / 1; 255 = does not count.
+        tolerance_px: Euclidean distance up to which two boundary pixels match.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    pred, label = np.asarray(pred), np.asarray(label)
+    if pred.shape != label.shape or label.ndim < 2:
+        raise InputError(f"boundary: found shapes {pred.shape} and {label.shape}, expected one shape (..., H, W)")
+    counts = (label != IGNORE) & (pred != IGNORE)
+    edges = [(m == 1) & counts & _touched((m != 1) & counts, NEIGHBOURS) for m in (pred, label)]
+    reach = range(-int(tolerance_px), int(tolerance_px) + 1)
+    disk = [(row, col) for row in reach for col in reach if row * row + col * col <= tolerance_px**2]
+    hits = [edge & _touched(other, disk) for edge, other in (edges, edges[::-1])]
+    return Boundary(*(int(m.sum()) for m in (edges[0], hits[0], edges[1], hits[1])))
+
+
+def _touched(where: NDArray[np.bool_], offsets: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """(..., H, W) bool: some pixel at one of these offsets (row, col) is True; outside the image none is."""
+    height, width = where.shape[-2:]
+    reach = max(abs(n) for offset in offsets for n in offset)
+    padded = np.pad(where, [(0, 0)] * (where.ndim - 2) + [(reach, reach)] * 2)
+    out = np.zeros_like(where)
+    for row, col in offsets:
+        out |= padded[..., reach + row : reach + row + height, reach + col : reach + col + width]
+    return out
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pixels by their probability of change, in bins of equal width; add two to pool them.
+
+    Attributes:
+        counts: pixels per bin.
+        probs: sum of their probabilities.
+        changed: how many of them changed.
+    """
+
+    counts: tuple[int, ...] = (0,) * BINS
+    probs: tuple[float, ...] = (0.0,) * BINS
+    changed: tuple[int, ...] = (0,) * BINS
+
+    def __add__(self, other: "Calibration") -> "Calibration":
+        if not isinstance(other, Calibration):
+            return NotImplemented
+        return Calibration(
+            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+            tuple(a + b for a, b in zip(self.probs, other.probs, strict=True)),
+            tuple(a + b for a, b in zip(self.changed, other.changed, strict=True)),
+        )
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error in [0, 1]: mean over pixels of |mean probability - share changed| of their bin.
+
+        As Guo et al. 2017 define it, but of the probability of change, where they take that of the likelier class.
+        NaN where nothing counted.
+        """
+        total = sum(self.counts)
+        gaps = (abs(p - n) for p, n in zip(self.probs, self.changed, strict=True))
+        return sum(gaps) / total if total else float("nan")
+
+
+def calibration(prob: NDArray[Any], label: NDArray[Any]) -> Calibration:
+    """Sort the pixels that count into bins of probability.
+
+    Args:
+        prob: (...) probability of change, 0 to 1.
+        label: (...) the same shape, 0 / 1; 255 = does not count.
+
+    Raises:
+        InputError: the shapes differ, or a probability that counts is outside 0 to 1.
+    """
+    prob, label = np.asarray(prob), np.asarray(label)
+    if prob.shape != label.shape:
+        raise InputError(f"calibration: found shapes {prob.shape} and {label.shape}, expected one shape")
+    p, t = prob[label != IGNORE].astype(np.float64), label[label != IGNORE] == 1
+    if not ((p >= 0) & (p <= 1)).all():
+        raise InputError("calibration: found probabilities that are not 0 to 1; take the softmax of logits first")
+    bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+    counts, probs, changed = (np.bincount(bins, weights, BINS) for weights in (None, p, t))
+    return Calibration(tuple(int(n) for n in counts), tuple(float(x) for x in probs), tuple(int(n) for n in changed))

@@ -1,0 +1,204 @@
+"""Train and score every (protocol, row, seed, fold) once; each that is finished is a JSON file that nothing repeats."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocols import PROTOCOLS, Fold, Sizes
+from rows import Row, configs, from_checkpoint, train
+from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
+
+import hetecd
+from hetecd.errors import ConfigError, HetecdError, InputError
+from hetecd.files import replacing
+
+log = logging.getLogger("hetecd")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished training and its scores.
+
+    Attributes:
+        protocol: a key of PROTOCOLS, or "checkpoint".
+        row: name of the row.
+        seed: of the training.
+        fold: of the protocol.
+        settings: everything that was set, to notice where it differs.
+        sets: counts per test set.
+        parameters: see :class:`scoring.Trained`, as the next three.
+        multiply_adds: of 256 x 256 px.
+        minutes: of training.
+        epochs: of training.
+        device: what it was trained on.
+        code: hash of the package's source, which tells results of different versions apart.
+    """
+
+    protocol: str
+    row: str
+    seed: int
+    fold: str
+    settings: dict[str, Any]
+    sets: dict[str, Counts]
+    parameters: int | None
+    multiply_adds: int | None
+    minutes: float
+    epochs: int | None
+    device: str
+    code: str
+
+
+def run(
+    protocol: str, rows: Sequence[Row], seeds: Sequence[int], out: Path, data: Path | None = None,
+    sizes: Sizes | None = None, epochs: int | None = None,
+) -> list[str]:  # fmt: skip
+    """Train and score what is not finished yet; seed after seed, so that early tables have every row.
+
+    Args:
+        protocol: a key of PROTOCOLS.
+        rows: to train.
+        seeds: to train each with.
+        out: folder of results, trainings and cut data.
+        data: what the protocol needs.
+        sizes: of folds and synthetic sets.
+        epochs: instead of those of the recipes.
+
+    Returns:
+        One line for every row that failed; the others were finished all the same.
+
+    Raises:
+        HetecdError: the protocol cannot use the data.
+    """
+    sizes = sizes or Sizes()
+    folds = PROTOCOLS[protocol](data, out / "data", sizes)
+    problems: list[str] = []
+    failed: set[str] = set()
+    for seed in seeds:
+        for row in rows:
+            for fold in folds:
+                if row.name in failed:
+                    continue
+                try:
+                    _finish(protocol, row, seed, fold, out, epochs, _identity(data, sizes))
+                except HetecdError as error:
+                    failed.add(row.name)
+                    problems.append(str(error))
+                    log.error(str(error))
+    return problems
+
+
+def _identity(data: Path | None, sizes: Sizes) -> dict[str, Any]:
+    return {"data": data.resolve().name if data else "", "sizes": dataclasses.asdict(sizes)}  # no path of this machine
+
+
+def _finish(
+    protocol: str, row: Row, seed: int, fold: Fold, out: Path, epochs: int | None, identity: dict[str, Any]
+) -> None:
+    """One training and its scores, unless it is there.
+
+    Raises:
+        ConfigError: it is there, but with other settings.
+    """
+    overrides = {**fold.settings, **({"epochs": epochs} if epochs else {})}
+    model, config = configs(row, seed, overrides)
+    settings = json.loads(
+        json.dumps(
+            identity
+            | {"kind": row.kind, "network": row.network, "options": dict(row.options)}
+            | dataclasses.asdict(model)
+            | dataclasses.asdict(config)
+        )
+    )
+    name = f"{protocol}/{row.name}/seed{seed}-{fold.name}"
+    path, work = out / "results" / f"{name}.json", out / "trainings" / name
+    if path.is_file():
+        before = read_result(path).settings
+        if before != settings:
+            other = [key for key in sorted(before.keys() | settings) if before.get(key) != settings.get(key)]
+            raise ConfigError(
+                f"{path}: found a result with other settings ({', '.join(other)}); choose another --out, give the row "
+                "another name, or remove that file"
+            )
+        return
+    log.info(f"{protocol}: {row.name}, seed {seed}, {fold.name}")
+    trained = train(row, fold.data, seed, overrides, work)
+    sets = {test.name: score(trained, test) for test in fold.tests}
+    save(Result(protocol, row.name, seed, fold.name, settings, sets, **_costs(trained)), path)
+    for state in ("state.safetensors", "state.pt", "last.safetensors"):  # of use only for going on
+        (work / state).unlink(missing_ok=True)
+
+
+def score_checkpoint(weights: Path, data: Path, split: str, out: Path, name: str = "", shifts: bool = False) -> Result:
+    """Score a finished checkpoint on a folder of tiles, without training.
+
+    Args:
+        weights: a .safetensors file.
+        data: folder of tiles.
+        split: part of it.
+        out: folder of results.
+        name: of the row; by default that of the file.
+        shifts: also the shift curve.
+
+    Raises:
+        HetecdError: checkpoint or tiles cannot be used.
+    """
+    trained = from_checkpoint(weights)
+    title = f"{data.resolve().name} {split}".strip()
+    tests = [ScoredSet(title, data, split)]
+    tests += [ScoredSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
+    sets = {test.name: score(trained, test) for test in tests}
+    settings = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    row, fold = name or weights.stem, title.replace(" ", "-")
+    result = Result("checkpoint", row, 0, fold, settings, sets, **_costs(trained))
+    save(result, out / "results" / "checkpoint" / row / f"seed0-{fold}.json")
+    return result
+
+
+def _costs(trained: Trained) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    source = b"".join(path.read_bytes() for path in sorted(Path(hetecd.__file__).parent.glob("*.py")))
+    return {
+        "parameters": trained.parameters,
+        "multiply_adds": trained.multiply_adds,
+        "minutes": round(trained.minutes, 2),
+        "epochs": trained.epochs,
+        "device": device,
+        "code": hashlib.sha256(source).hexdigest()[:12],
+    }
+
+
+def save(result: Result, path: Path) -> None:
+    """Write a result, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
+
+
+def read_result(path: Path) -> Result:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        sets = {name: Counts.from_dict(counts) for name, counts in values["sets"].items()}
+        return Result(**{**values, "sets": sets})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a result of this program ({error}); remove it") from error
+
+
+def results(out: Path) -> Iterator[Result]:
+    """All finished ones, sorted by file name."""
+    for path in sorted((out / "results").glob("*/*/*.json")):
+        yield read_result(path)
