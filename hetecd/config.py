@@ -17,7 +17,7 @@ IGNORE = 255  # label value of a pixel that never counts
 
 EncoderName = Literal[
     "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
-    "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5",
+    "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5", "residual_s",
 ]  # fmt: skip
 Attention = Literal["published", "rescaled"]
 Modalities = Literal["both", "optical", "sar"]
@@ -34,7 +34,7 @@ class ModelConfig:
     """The network. The defaults are HeteCD as published (REFERENCE: MiT-b2, width 256).
 
     Attributes:
-        encoder: hierarchical transformer of both branches.
+        encoder: of both branches: a hierarchical transformer, or a residual convolutional network.
         optical_channels: channels of the optical input.
         sar_channels: channels of the SAR input.
         width: channels D of the decoder.
@@ -46,6 +46,9 @@ class ModelConfig:
         decoder_dropout: channel dropout in the decoder.
         token_dropout: True drops whole tokens after the decoder's first projection, as the release does by accident
             (channel dropout on a (B, N, C) tensor); False drops channels.
+        standardise: append each band once more, with mean 0 and deviation 1 over the tile, which undoes what differs
+            between scenes as a whole.
+        detail: look at both images at half their size, too, and give logits at this size; otherwise at a quarter.
         modalities: "optical" or "sar" blanks the other input, for controls that must not see both dates.
     """
 
@@ -58,6 +61,8 @@ class ModelConfig:
     drop_path: float = 0.2
     decoder_dropout: float = 0.1
     token_dropout: bool = True
+    standardise: bool = False
+    detail: bool = False
     modalities: Modalities = "both"
 
     def __post_init__(self) -> None:

@@ -151,6 +151,7 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec, in_channels: int, dropout: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.channels = spec.channels
         last = sum(spec.depths) - 1
         rates = (drop_path * k / last for k in range(last + 1))
         stages = []

@@ -51,8 +51,8 @@ class Graph(nn.Module):
         H, W = optical.shape[-2:]
         # As the network does it, but always: a trace knows no `if`.
         pad = (0, -W % PAD_TO, 0, -H % PAD_TO)
-        optical, sar = (F.pad(image, pad, mode="reflect") for image in (optical, sar))
-        logits = self.net.decoder(*self.net.encode(optical, sar))  # (B, 2, H', W')
+        optical, sar = (F.pad(image, pad, mode="reflect") for image in self.net.prepare(optical, sar))
+        logits = self.net.decoder(*self.net.encode(optical, sar), optical, sar)  # (B, 2, H', W')
         return logits[..., :H, :W].softmax(1)[:, 1]
 
 

@@ -13,7 +13,9 @@ from hetecd.errors import InputError
 from hetecd.info import ModelInfo
 from hetecd.modality import MIN_PX
 from hetecd.ops import Conv3x3, Linear
+from hetecd.residual import RESIDUAL, ResidualEncoder, conv_norm
 
+FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 # ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
 Features = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,10 +37,12 @@ class HeteCD(nn.Module):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
-        spec = ENCODERS[config.encoder]
-        self.optical_encoder = Encoder(spec, config.optical_channels, config.dropout, config.drop_path)
-        self.sar_encoder = Encoder(spec, config.sar_channels, config.dropout, config.drop_path)
-        self.decoder = Decoder(spec.channels, config)
+        copies = 2 if config.standardise else 1
+        self.optical_encoder = _encoder(config, copies * config.optical_channels)
+        self.sar_encoder = _encoder(config, copies * config.sar_channels)
+        self.decoder = Decoder(
+            self.optical_encoder.channels, config, copies * (config.optical_channels + config.sar_channels)
+        )
         # As published: the decoder keeps PyTorch's own initialisation.
         self.optical_encoder.apply(_init)
         self.sar_encoder.apply(_init)
@@ -62,12 +66,22 @@ class HeteCD(nn.Module):
         """
         self._check(optical, sar)
         H, W = optical.shape[-2:]
-        maps_optical, maps_sar = self.encode(_pad(optical), _pad(sar))  # four of (B, C_i, h_i, w_i) each
-        logits = self.decoder(maps_optical, maps_sar)  # (B, 2, H', W') of the padded size
+        optical, sar = (_pad(image) for image in self.prepare(optical, sar))
+        maps_optical, maps_sar = self.encode(optical, sar)  # four of (B, C_i, h_i, w_i) each
+        logits = self.decoder(maps_optical, maps_sar, optical, sar)  # (B, 2, H', W') of the padded size
         logits = logits[..., :H, :W]
         if not features:
             return logits
         return logits, ((maps_optical[2], maps_optical[3]), (maps_sar[2], maps_sar[3]))
+
+    def prepare(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
+        """What encoders and decoder read of the two images before padding; a date that must not be seen is zeros."""
+        seen = self.config.modalities
+        if self.config.standardise:
+            optical, sar = standardised(optical), standardised(sar)
+        return (optical if seen != "sar" else torch.zeros_like(optical)), (
+            sar if seen != "optical" else torch.zeros_like(sar)
+        )
 
     def _check(self, optical: Tensor, sar: Tensor) -> None:
         for name, image, channels in (
@@ -110,10 +124,25 @@ class Residual(nn.Module):
         return x + 0.1 * self.conv2(self.conv1(x).relu_())
 
 
+class Detail(nn.Module):
+    """What both images show at half their size, added to the map at a quarter of it."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(conv_norm(in_channels, width, 2), nn.ReLU(), conv_norm(width, width), nn.ReLU())
+        self.mix = nn.Sequential(conv_norm(2 * width, width), nn.ReLU())
+
+    def forward(self, x: Tensor, optical: Tensor, sar: Tensor) -> Tensor:
+        """(B, D, H / 4, W / 4), images (B, C, H, W) -> (B, D, H / 2, W / 2)."""
+        seen = self.look(torch.cat((optical, sar), 1))
+        x = _resize(x, seen.shape[-2:])
+        return x + self.mix(torch.cat((x, seen.to(x.dtype)), 1))
+
+
 class Decoder(nn.Module):
     """Difference at every scale, summed from coarse to fine, fused at stride 4."""
 
-    def __init__(self, channels: tuple[int, ...], config: ModelConfig) -> None:
+    def __init__(self, channels: tuple[int, ...], config: ModelConfig, image_channels: int) -> None:
         super().__init__()
         D = config.width
         dropout = config.decoder_dropout
@@ -124,12 +153,13 @@ class Decoder(nn.Module):
         self.fuse = nn.Conv2d(len(channels) * D, D, 1)  # reads the scales from coarse to fine
         self.fuse_norm = nn.BatchNorm2d(D)
         self.refine = nn.Sequential(Residual(D), Residual(D))
-        self.head = nn.Sequential(
-            nn.Conv2d(D, 2, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)
-        )
+        self.detail = Detail(image_channels, D) if config.detail else None
+        self.head: nn.Module = nn.Conv2d(D, 2, 3, padding=1)
+        if self.detail is None:  # as published
+            self.head = nn.Sequential(self.head, nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1))
 
-    def forward(self, maps_optical: list[Tensor], maps_sar: list[Tensor]) -> Tensor:
-        """Two times four maps (B, C_i, H / stride_i, W / stride_i) -> logits (B, 2, H, W)."""
+    def forward(self, maps_optical: list[Tensor], maps_sar: list[Tensor], optical: Tensor, sar: Tensor) -> Tensor:
+        """Two times four maps (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W)."""
         # A 1x1 convolution of upsampled maps is the upsampled 1x1 convolution: each scale does its share at its own
         # size, which saves two thirds of the multiplications of the fusion.
         shares = self.fuse.weight.chunk(len(self.project), dim=1)
@@ -144,8 +174,9 @@ class Decoder(nn.Module):
             share = _resize(share, size)  # (B, D, H/4, W/4)
             fused = share if fused is None else fused + share
         x = self.refine(self.fuse_norm(fused))
-        x = self.head(x)  # (B, 2, H/4, W/4)
-        return _resize(x, (4 * size[0], 4 * size[1]))
+        if self.detail is not None:
+            x = self.detail(x, optical, sar)  # (B, D, H/2, W/2)
+        return _resize(self.head(x), optical.shape[-2:])
 
     def _tokens(self, i: int, x: Tensor) -> Tensor:
         """(B, C_i, h, w) -> (B, h, w, D)."""
@@ -156,6 +187,24 @@ class Decoder(nn.Module):
         shape = (B, h, w, 1) if self.token_dropout else (B, 1, 1, D)
         keep = torch.rand(shape, device=x.device) >= self.dropout
         return x * (keep / (1.0 - self.dropout)).to(x.dtype)
+
+
+def standardised(image: Tensor) -> Tensor:
+    """Each band, and each once more with mean 0 and deviation 1 over the image: (B, C, H, W) -> (B, 2C, H, W).
+
+    Invalid pixels (0 in all bands) do not count and stay 0.
+    """
+    valid = (image != 0).any(1, keepdim=True)
+    count = valid.sum((2, 3), keepdim=True).clamp_min(1)
+    even = (image - image.sum((2, 3), keepdim=True) / count) * valid
+    deviation = (even.square().sum((2, 3), keepdim=True) / count).sqrt()
+    return torch.cat((image, even / (deviation + FLAT)), 1)
+
+
+def _encoder(config: ModelConfig, in_channels: int) -> Encoder | ResidualEncoder:
+    if config.encoder in RESIDUAL:
+        return ResidualEncoder(RESIDUAL[config.encoder], in_channels, config.dropout, config.drop_path)
+    return Encoder(ENCODERS[config.encoder], in_channels, config.dropout, config.drop_path)
 
 
 def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hetecd.config import ModelConfig
-from hetecd.encoder import Encoder
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
@@ -138,7 +137,7 @@ def save_encoder(path: Path | str, tensors: dict[str, Tensor], name: str) -> Non
     save_tensors(path, tensors, {"format": ENCODER_FORMAT, "encoder": name})
 
 
-def load_encoder(path: Path | str, encoder: Encoder, name: str) -> None:
+def load_encoder(path: Path | str, encoder: torch.nn.Module, name: str) -> None:
     """Fill an encoder from a converted file; its first convolution adapts to another number of channels.
 
     Raises:

@@ -11,6 +11,7 @@ CASES = {
     "published": {"encoder": "mit_b0", "width": 16},
     "rescaled": {"encoder": "pvt_v2_b0", "width": 12, "attention": "rescaled"},  # 24 slices: the last group is not full
     "one date": {"encoder": "mit_b0", "width": 8, "attention": "rescaled", "modalities": "optical"},
+    "residual": {"encoder": "residual_s", "width": 8, "attention": "rescaled", "standardise": True, "detail": True},
 }
 
 
@@ -24,7 +25,7 @@ def test_the_graph_is_the_network(case: str, int8: bool) -> None:
             if buffer.is_floating_point():
                 buffer.uniform_(0.5, 1.5)
         for name, parameter in net.named_parameters():
-            if name.endswith("head.3.weight"):
+            if name.endswith(("head.3.weight", "head.weight")):
                 parameter.mul_(20)
         before = {key: value.clone() for key, value in net.state_dict().items()}
         graph = Graph(net, int8)

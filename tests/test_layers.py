@@ -17,6 +17,7 @@ ROWS = [
     {"info", "raster"},
     {"pair", "vector", "synth_world", "ops"},
     {"encoder", "difference"},
+    {"residual"},
     {"synth_render", "model", "predict", "runtime"},
     {"synth", "losses", "weights", "graph"},
     {"convert", "augment", "data", "resume"},
@@ -25,8 +26,8 @@ ROWS = [
     {"cli"},
 ]
 OWNERS = {
-    "torch": {"ops", "encoder", "difference", "losses", "model", "weights", "convert", "augment", "data", "resume",
-              "train", "distances", "graph", "export"},
+    "torch": {"ops", "encoder", "residual", "difference", "losses", "model", "weights", "convert", "augment", "data",
+              "resume", "train", "distances", "graph", "export"},
     "openvino": {"export", "runtime"},
     "onnxruntime": {"runtime"},
     "onnx": {"export"},

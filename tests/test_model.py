@@ -1,7 +1,9 @@
 """The network gives the published network's numbers, and takes any size and any number of channels."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import parity
@@ -17,7 +19,7 @@ from hetecd.convert import _published_name, convert_hetecd
 from hetecd.difference import SpatialAttention, Volumes
 from hetecd.errors import ConfigError, InputError
 from hetecd.losses import cross_entropy, fca_loss, released_dice
-from hetecd.model import HeteCD
+from hetecd.model import FLAT, HeteCD, standardised
 from hetecd.ops import freeze, lower
 
 
@@ -141,9 +143,12 @@ def test_size_of_the_published_network() -> None:
 @given(
     height=st.integers(32, 100), width=st.integers(32, 100),
     optical=st.sampled_from([1, 3, 4, 13]), sar=st.sampled_from([1, 2, 3]),
+    settings=st.sampled_from(
+        [{"encoder": "pvt_v2_b0"}, {"encoder": "residual_s", "detail": True, "standardise": True}]
+    ),
 )  # fmt: skip
-def test_any_size_and_any_channels(height: int, width: int, optical: int, sar: int) -> None:
-    net = HeteCD(ModelConfig(encoder="pvt_v2_b0", width=8, optical_channels=optical, sar_channels=sar)).eval()
+def test_any_size_and_any_channels(height: int, width: int, optical: int, sar: int, settings: dict[str, Any]) -> None:
+    net = HeteCD(ModelConfig(**settings, width=8, optical_channels=optical, sar_channels=sar)).eval()
     with torch.no_grad():
         logits = net(torch.rand(1, optical, height, width), torch.rand(1, sar, height, width))
     assert logits.shape == (1, 2, height, width)
@@ -201,11 +206,42 @@ def test_rescaled_attention_lets_an_untrained_block_pass_its_signal() -> None:
 
 
 def test_a_blanked_date_has_no_influence() -> None:
-    net = HeteCD(ModelConfig(encoder="mit_b0", width=8, modalities="optical")).eval()
+    config = ModelConfig(encoder="mit_b0", width=8, modalities="optical")
     optical = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(net(optical, torch.rand(1, 3, 64, 64)), net(optical, torch.rand(1, 3, 64, 64)))
-        assert not torch.equal(net(optical, optical), net(torch.rand(1, 3, 64, 64), optical))
+    for net in (HeteCD(config).eval(), HeteCD(replace(config, standardise=True, detail=True)).eval()):
+        with torch.no_grad():
+            assert torch.equal(net(optical, torch.rand(1, 3, 64, 64)), net(optical, torch.rand(1, 3, 64, 64)))
+            assert not torch.equal(net(optical, optical), net(torch.rand(1, 3, 64, 64), optical))
+
+
+def test_standardising_undoes_gain_and_offset_and_leaves_out_invalid_pixels() -> None:
+    image = torch.rand(2, 3, 40, 50) + 0.1
+    image[0, :, :10] = 0
+    own, even = standardised(image).chunk(2, 1)
+    assert torch.equal(own, image)
+    valid = even[0, :, 10:]
+    assert torch.equal(even[0, :, :10], torch.zeros(3, 10, 50))
+    assert torch.allclose(valid.mean((1, 2)), torch.zeros(3), atol=1e-6)
+    raw = image[0, :, 10:]
+    assert torch.allclose(
+        valid, (raw - raw.mean((1, 2), True)) / (raw.std((1, 2), keepdim=True, correction=0) + FLAT), atol=1e-5
+    )
+    brighter = standardised(50 * image[1:] + 7)[:, 3:]
+    assert torch.allclose(brighter, even[1:], atol=0.1 * float(even[1:].abs().max()))  # but for what a flat band needs
+    flat = standardised(torch.full((1, 1, 32, 32), 0.7))
+    assert torch.allclose(flat[:, 1], torch.zeros(1, 32, 32), atol=1e-5)
+    assert torch.equal(standardised(torch.zeros(1, 2, 32, 32)), torch.zeros(1, 4, 32, 32))
+
+
+def test_detail_sees_what_a_quarter_of_the_size_hides() -> None:
+    config = ModelConfig(encoder="residual_s", width=8, detail=True, sar_channels=1, dropout=0, decoder_dropout=0)
+    net = HeteCD(config).eval()
+    optical, sar = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 1, 64, 64, requires_grad=True)
+    maps = net.encode(optical.detach(), sar.detach())
+    net.decoder(*maps, optical, sar).sum().backward()
+    for image in (optical, sar):  # the encoders' way is cut
+        assert image.grad is not None
+        assert float(image.grad.abs().min()) > 0
 
 
 def test_dropout_of_tokens_or_of_channels() -> None:
