@@ -36,7 +36,9 @@ class Volumes(nn.Module):
         B, h, w, S = volume.shape
         blocks = -(-S // OUT)
         x = F.pad(volume, (1, blocks * OUT - S + 1)).unfold(3, _IN, OUT)  # (B, h, w, blocks, 18)
-        x = x.permute(0, 3, 1, 2, 4).reshape(B * blocks, h, w, _IN).permute(0, 3, 1, 2)  # (B*blocks, 18, h, w)
+        # Copied here, as otherwise each of the three convolutions would make a copy for itself.
+        x = x.permute(0, 3, 1, 2, 4).reshape(B * blocks, h, w, _IN).contiguous().permute(0, 3, 1, 2)
+        # (B*blocks, 18, h, w)
         out = []
         for conv, size in zip(self.convs, KERNELS, strict=True):
             assert conv.bias is not None

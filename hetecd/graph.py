@@ -5,8 +5,8 @@ difference blocks are rewritten (the encoders and the rest of the decoder are ta
 convolutions become grouped ones, the projection of the two maps writes the slices where these groups read them, and
 nothing is gathered, scattered or stacked. Weights are rearranged once, here.
 
-Which form is fastest depends on the precision: in float the large 3x3 convolutions take less than half of their
-multiplications after Winograd; in int8 that would cost digits, and the mlps are faster as convolutions.
+The large 3x3 convolutions take less than half of their multiplications after Winograd, in float and in int8, where the
+tiles are quantised rather than the maps. In int8 the mlps are faster as convolutions.
 """
 
 import copy
@@ -38,7 +38,7 @@ class Graph(nn.Module):
         decoder = net.decoder
         for i, stride in enumerate(STRIDES):
             # Winograd pays for many pixels and needs even numbers of rows and columns, which coarse maps may lack.
-            winograd = not int8 and stride <= 8
+            winograd = stride <= 8
             decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)
             decoder.project[i] = nn.Identity()
         if int8:
@@ -127,36 +127,42 @@ class Winograd(nn.Module):
     F(2x2, 3x3) of Lavin and Gray, CVPR 2016.
     """
 
-    # Signs with which the rows of a tile (and likewise its columns) enter the four sums; each reads three rows in
-    # succession, the last one those from the second on.
-    IN = ((1.0, 0.0, -1.0), (0.0, 1.0, 1.0), (0.0, -1.0, 1.0), (1.0, 0.0, -1.0))
+    # What the four sums of a tile's rows (and likewise its columns) read: weights, distance between them, padding.
+    IN = (((1.0, -1.0), 2, 1), ((1.0, 1.0), 1, 0), ((-1.0, 1.0), 1, 0), ((0.0, 1.0, -1.0), 2, 2))
 
     def __init__(self, weights: Sequence[Tensor], bias: Tensor) -> None:
         super().__init__()
-        signs, kernel = torch.tensor(self.IN), torch.tensor(KERNEL)
+        kernel = torch.tensor(KERNEL)
         channels = weights[0].shape[1]
-        tiles = torch.einsum("ik,jl->ijkl", signs, signs).flatten(0, 1)  # (16, 3, 3)
-        self.tiles = nn.ModuleList(_conv(t.expand(channels, 1, 3, 3), groups=channels, stride=2) for t in tiles)
+        self.tiles = nn.ModuleList(_tile(row, column, channels) for row in self.IN for column in self.IN)
         products = [torch.einsum("ik,ockl,jl->ijoc", kernel, w, kernel).flatten(0, 1)[..., None, None] for w in weights]
         # The sixth product enters all four pixels with a plus: there the bias belongs.
         self.products = nn.ModuleList(Sum([p[i] for p in products], bias if i == 5 else None) for i in range(16))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, h, w), h and w even -> four maps (B, O, h / 2, w / 2): the pixels of 2x2 tiles, row by row."""
-        m = []
-        for i, (tile, product) in enumerate(zip(self.tiles, self.products, strict=True)):
-            top, left = (0 if k == 3 else 1 for k in divmod(i, 4))
-            m.append(product([tile(F.pad(x, (left, 1 - left, top, 1 - top))) for x in maps]))
+        m = [product([tile(x) for x in maps]) for tile, product in zip(self.tiles, self.products, strict=True)]
         upper = [m[j] + m[4 + j] + m[8 + j] for j in range(4)]
         lower = [m[4 + j] - m[8 + j] - m[12 + j] for j in range(4)]
         return [y for r in (upper, lower) for y in (r[0] + r[1] + r[2], r[1] - r[2] - r[3])]
 
 
-def _conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1, stride: int = 1) -> nn.Conv2d:
-    """A convolution around given tensors, contiguous as runtimes expect them; unpadded where it has a stride."""
+Taps = tuple[tuple[float, ...], int, int]  # weights, distance between them, padding
+
+
+def _tile(row: Taps, column: Taps, channels: int) -> nn.Conv2d:
+    """A sum over rows and columns at every second place of every map: (B, C, h, w) -> (B, C, h / 2, w / 2)."""
+    weight = torch.outer(torch.tensor(row[0]), torch.tensor(column[0]))
+    conv = _conv(weight.expand(channels, 1, *weight.shape), groups=channels)
+    conv.stride, conv.dilation, conv.padding = (2, 2), (row[1], column[1]), (row[2], column[2])
+    return conv
+
+
+def _conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> nn.Conv2d:
+    """A convolution around given tensors, contiguous as runtimes expect them; the result has the size of the input."""
     out, per_group, rows, columns = weight.shape
-    padding = (rows // 2, columns // 2) if stride == 1 else 0
-    conv = nn.Conv2d(per_group * groups, out, (rows, columns), stride, padding, groups=groups, bias=bias is not None)
+    padding = (rows // 2, columns // 2)
+    conv = nn.Conv2d(per_group * groups, out, (rows, columns), padding=padding, groups=groups, bias=bias is not None)
     conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)

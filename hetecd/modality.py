@@ -80,9 +80,13 @@ class Modality:
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.asarray(self.high, np.float32)[:, None, None] - low
         with np.errstate(over="ignore"):  # an undeclared nodata of -3.4e38; it is clipped
-            x = (x - low) / span
-        # Of the raw values, as the floor of dB hides minus infinity.
-        return np.where(np.isfinite(raw), np.clip(x, *CLIP), np.float32(0)).astype(np.float32, copy=False)
+            x = (x - low).astype(np.float32, copy=False)
+            x /= span
+        np.clip(x, *CLIP, out=x)
+        valid = np.isfinite(raw)  # of the raw values, as the floor of dB hides minus infinity
+        if not valid.all():
+            x[~valid] = 0
+        return x
 
     def outlying(self, raw: Floats) -> float:
         """Share of the valid values outside ``low`` to ``high``; about 0.02 where the image is like those of training.

@@ -21,11 +21,11 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 RTOL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, times: float = 1.0) -> None:
     """Close in units of the largest value, as sums of many terms are."""
     assert found.dtype == dtype
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= RTOL[dtype] * wanted.abs().max()
+    assert (found - wanted).abs().max() <= times * RTOL[dtype] * wanted.abs().max()
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,7 +81,8 @@ def test_wide_convolution(
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), torch.autocast("cpu", enabled=autocast):
         patch.setattr(ops, "BLOCK", block)
         patch.setattr(ops, "SMALL", 1)
-        _close(conv(x), wanted, dtype)
+        # Winograd costs bfloat16 two bits, and few channels average nothing out.
+        _close(conv(x), wanted, dtype, times=2.0 if dtype == torch.bfloat16 else 1.0)
 
 
 def _is_winograd(conv: Conv3x3) -> bool:
