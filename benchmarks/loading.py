@@ -1,4 +1,4 @@
-"""Whether reading tiles slows a training down: `benchmarks/loading.py DATA [--recipe recipes/quick.yaml]`.
+"""Whether reading tiles slows a training down: `benchmarks/loading.py DATA [--recipe recipes/default.yaml]`.
 
 The same training step with batches that lie in memory, with tiles decoded every time, and with the cache of decoded
 tiles that training has, by number of loader processes. Epochs alternate between the variants; prints a Markdown table.
@@ -9,10 +9,9 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
 
 import torch
-from speed import processor, step
+from speed import processor, settings, step
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,7 +21,6 @@ from hetecd.data import CACHE_BYTES, EpochSampler, TileDataset, collate, fit_mod
 from hetecd.model import HeteCD
 from hetecd.ops import keep_memory
 
-T = TypeVar("T", ModelConfig, TrainConfig)
 Batches = Iterable[dict[str, Tensor]]
 
 
@@ -45,22 +43,17 @@ def epoch_s(batches: Batches, run: Callable[[dict[str, Tensor]], None]) -> float
     return (time.perf_counter() - start) / count
 
 
-def _fill(cls: type[T], recipe: dict[str, Any]) -> T:
-    """The settings that a recipe has for one of the two classes."""
-    return cls(**{f.name: recipe[f.name] for f in dataclasses.fields(cls) if f.name in recipe})
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data")
-    parser.add_argument("--recipe", default="recipes/quick.yaml")
+    parser.add_argument("--recipe", default="recipes/default.yaml")
     parser.add_argument("--tiles", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args()
     keep_memory()
     recipe = read_recipe(args.recipe)
-    model_config, config = _fill(ModelConfig, recipe), _fill(TrainConfig, recipe)
+    model_config, config = settings(ModelConfig, recipe), settings(TrainConfig, recipe)
     files = split_tiles(args.data, config)[0][: args.tiles]
     if len(files) < config.batch:
         parser.error(f"{args.data}: found {len(files)} training tiles, expected at least a batch of {config.batch}")

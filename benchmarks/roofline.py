@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from speed import QUICK, images, network, processor
+from speed import images, network, processor
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from hetecd.model import HeteCD
 from hetecd.ops import Conv3x3, freeze, keep_memory, lower
 
 LEAST_MS = 2.0  # rows below are summed up
@@ -170,12 +169,12 @@ def main() -> None:
     rates = ", ".join(f"{name} {measured[name] / 1e9:.0f} G operations/s" for name in ("float32", "bf16", "int8"))
     print(f"Peaks: {rates}, copy {measured['copy'] / 1e9:.0f} GB/s")
     for name in ("float32", "bf16"):
-        for kind in ("ours", "quick"):
-            net = network("ours") if kind == "ours" else HeteCD(QUICK)
+        for kind in ("ours", "default"):
+            net = network(kind)
             net.eval()
             net = freeze(lower(net) if name == "bf16" else net)
             pieces = watch(net, images(1, 512), name == "bf16", args.repetitions)
-            title = f"{'Published' if kind == 'ours' else '`quick`'} network, 512 x 512, {name}"
+            title = f"{'Published' if kind == 'ours' else '`default`'} network, 512 x 512, {name}"
             show(title, pieces, measured[name], measured["copy"])
 
 

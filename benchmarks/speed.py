@@ -13,9 +13,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from plain import PlainHeteCD
 from torch import Tensor, nn
 
-from hetecd.config import ModelConfig
+from hetecd.config import ModelConfig, TrainConfig, read_recipe
 from hetecd.convert import convert_hetecd
 from hetecd.export import Precision, Target, export_file
 from hetecd.info import ModelInfo
@@ -35,7 +36,8 @@ from hetecd.runtime import Runtime, open_graph
 from hetecd.synth import write_tiles
 from hetecd.weights import save
 
-QUICK = ModelConfig(encoder="mit_b0", width=32, attention="rescaled", dropout=0, drop_path=0, decoder_dropout=0)
+T = TypeVar("T", ModelConfig, TrainConfig)
+DEFAULT = Path(__file__).resolve().parents[1] / "recipes" / "default.yaml"
 TABLES = {
     # title: (inference or training, batch, edge in px)
     "Inference, 512 x 512, batch 1": ("inference", 1, 512),
@@ -48,8 +50,8 @@ ROWS = {
     "plain, bf16": ("plain", True, False),
     "ours, float32": ("ours", False, True),
     "ours, bf16": ("ours", True, True),
-    "`quick` network, float32": ("quick", False, True),
-    "`quick` network, bf16": ("quick", True, True),
+    "`default` network, float32": ("default", False, True),
+    "`default` network, bf16": ("default", True, True),
 }
 GRAPHS: dict[str, tuple[Target, Precision]] = {  # rows of exported graphs, for inference only
     "OpenVINO, float32": ("openvino", "f32"),
@@ -105,14 +107,19 @@ def weights() -> dict[str, Tensor]:
 
 def network(kind: str) -> nn.Module:
     """One of the three networks of the table."""
-    if kind == "quick":
+    if kind == "default":
         torch.manual_seed(0)
-        return HeteCD(QUICK)
+        return without_dropout(HeteCD(settings(ModelConfig, read_recipe(DEFAULT))))
     if kind == "ours":
         return without_dropout(convert_hetecd(weights()))
     net = PlainHeteCD()
     net.load_state_dict(weights())
     return net
+
+
+def settings(cls: type[T], recipe: dict[str, Any]) -> T:
+    """What a recipe says for one of the two classes."""
+    return cls(**{field.name: recipe[field.name] for field in fields(cls) if field.name in recipe})
 
 
 def inference(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:
@@ -234,7 +241,7 @@ def show(title: str, variants: list[Variant]) -> None:
     print("|---|---|---|---|---|---|---|")
     for v in variants:
         difference, agree = "other network", ""
-        if v.name in GRAPHS or ROWS[v.name][0] != "quick":
+        if v.name in GRAPHS or ROWS[v.name][0] != "default":
             difference = f"{np.abs(v.result - yardstick.result).max():.2g}"
             agree = f"{100 * ((v.result > 0.5) == (yardstick.result > 0.5)).mean():.2f}"
         times = f"{v.median_ms:.0f} | {yardstick.median_ms / v.median_ms:.2f}"

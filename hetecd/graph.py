@@ -5,8 +5,8 @@ difference blocks are rewritten (the encoders and the rest of the decoder are ta
 convolutions become grouped ones, the projection of the two maps writes the slices where these groups read them, and
 nothing is gathered, scattered or stacked. Weights are rearranged once, here.
 
-The large 3x3 convolutions take less than half of their multiplications after Winograd, in float and in int8, where the
-tiles are quantised rather than the maps. In int8 the mlps are faster as convolutions.
+The large 3x3 convolutions take less than half of their multiplications after Winograd. In int8 the mlps are faster as
+convolutions.
 """
 
 import copy
