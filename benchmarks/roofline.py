@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from hetecd.ops import Conv3x3, freeze, keep_memory, lower
+from hetecd.ops import Conv3x3, freeze, keep_memory
 
 LEAST_MS = 2.0  # rows below are summed up
 
@@ -172,7 +172,7 @@ def main() -> None:
         for kind in ("ours", "default"):
             net = network(kind)
             net.eval()
-            net = freeze(lower(net) if name == "bf16" else net)
+            net = freeze(net, name == "bf16")
             pieces = watch(net, images(1, 512), name == "bf16", args.repetitions)
             title = f"{'Published' if kind == 'ours' else '`default`'} network, 512 x 512, {name}"
             show(title, pieces, measured[name], measured["copy"])

@@ -31,7 +31,7 @@ from hetecd.info import ModelInfo
 from hetecd.losses import cross_entropy, fca_loss, soft_dice
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
-from hetecd.ops import freeze, keep_memory, lower
+from hetecd.ops import freeze, keep_memory
 from hetecd.runtime import Runtime, open_graph
 from hetecd.synth import write_tiles
 from hetecd.weights import save
@@ -126,7 +126,7 @@ def inference(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callab
     """One forward pass to probabilities; our own network as `hetecd predict` runs it."""
     net.eval()
     if isinstance(net, HeteCD):
-        net = freeze(lower(net) if bf16 else net)
+        net = freeze(net, bf16)
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):

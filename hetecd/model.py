@@ -12,8 +12,8 @@ from hetecd.encoder import ENCODERS, PAD_TO, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
 from hetecd.modality import MIN_PX
-from hetecd.ops import Conv3x3, Linear
-from hetecd.residual import RESIDUAL, ResidualEncoder, conv_norm
+from hetecd.ops import Conv3x3, ConvNorm, Linear
+from hetecd.residual import RESIDUAL, ResidualEncoder
 
 FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 # ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
@@ -129,8 +129,8 @@ class Detail(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.look = nn.Sequential(conv_norm(in_channels, width, 2), nn.ReLU(), conv_norm(width, width), nn.ReLU())
-        self.mix = nn.Sequential(conv_norm(2 * width, width), nn.ReLU())
+        self.look = nn.Sequential(ConvNorm(in_channels, width, 2), nn.ReLU(), ConvNorm(width, width), nn.ReLU())
+        self.mix = nn.Sequential(ConvNorm(2 * width, width), nn.ReLU())
 
     def forward(self, x: Tensor, optical: Tensor, sar: Tensor) -> Tensor:
         """(B, D, H / 4, W / 4), images (B, C, H, W) -> (B, D, H / 2, W / 2)."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 M = TypeVar("M", bound=nn.Module)
 SCORES = 2**24  # attention scores held at a time
@@ -57,8 +58,17 @@ def lower(model: M) -> M:
     return model
 
 
-def freeze(model: M) -> M:
-    """Prepare a network on a CPU for inference alone, in place. Later changes of its weights would not be seen."""
+def freeze(model: M, bf16: bool = False) -> M:
+    """Prepare a network in evaluation mode for inference alone, in place: later changes of weights would not be seen.
+
+    BatchNorm after a convolution becomes part of it; with ``bf16`` see :func:`lower`; on a CPU wide 3x3 convolutions
+    get their Winograd form.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, ConvNorm):
+            module.freeze()
+    if bf16:
+        lower(model)
     for module in model.modules():
         if isinstance(module, Conv3x3) and module.in_channels >= WIDE and module.weight.device.type == "cpu":
             module.freeze()
@@ -112,6 +122,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
     rows = max(1, SCORES // (B * heads * key.shape[-1]))
     parts = [(part @ key).softmax(-1) @ value for part in query.split(rows, dim=2)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution with BatchNorm, which begins with ``scale``; one convolution after :func:`freeze`."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel: int = 3, scale: float = 1.0) -> None:
+        norm = nn.BatchNorm2d(channels)
+        nn.init.constant_(norm.weight, scale)
+        super().__init__(nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False), norm)
+
+    def freeze(self) -> None:
+        """Prepare for inference with the weights as they are now."""
+        conv, norm = self
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            self[0], self[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 class Conv3x3(nn.Conv2d):

@@ -9,6 +9,7 @@ import itertools
 from torch import Tensor, nn
 
 from hetecd.encoder import Block
+from hetecd.ops import ConvNorm
 
 RESIDUAL = {"residual_s": (40, 80, 160, 320)}  # channels of the four stages
 
@@ -18,11 +19,9 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = conv_norm(in_channels, channels, stride)
-        self.conv2 = conv_norm(channels, channels, scale=0.0)  # begins as the identity
-        self.skip = (
-            conv_norm(in_channels, channels, stride, kernel=1) if stride > 1 or in_channels != channels else None
-        )
+        self.conv1 = ConvNorm(in_channels, channels, stride)
+        self.conv2 = ConvNorm(channels, channels, scale=0.0)  # begins as the identity
+        self.skip = ConvNorm(in_channels, channels, stride, kernel=1) if stride > 1 or in_channels != channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, h, w) -> (B, C, h / stride, w / stride)."""
@@ -49,7 +48,7 @@ class ResidualEncoder(nn.Module):
         self.channels = channels
         first, last = channels[0], channels[-1]
         self.stem = nn.Sequential(
-            conv_norm(in_channels, first // 2, 2), nn.ReLU(), conv_norm(first // 2, first, 2), nn.ReLU()
+            ConvNorm(in_channels, first // 2, 2), nn.ReLU(), ConvNorm(first // 2, first, 2), nn.ReLU()
         )
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -68,10 +67,3 @@ class ResidualEncoder(nn.Module):
             maps.append(x)
         maps[-1] = self.attend(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return maps
-
-
-def conv_norm(in_channels: int, channels: int, stride: int = 1, kernel: int = 3, scale: float = 1.0) -> nn.Sequential:
-    """Convolution and BatchNorm, which begins with this scale."""
-    norm = nn.BatchNorm2d(channels)
-    nn.init.constant_(norm.weight, scale)
-    return nn.Sequential(nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False), norm)

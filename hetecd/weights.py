@@ -20,7 +20,7 @@ from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Predictor, from_raw
 from hetecd.model import HeteCD
-from hetecd.ops import freeze, keep_memory, lower
+from hetecd.ops import freeze, keep_memory
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
@@ -212,7 +212,7 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
-    model = freeze(lower(model) if bf16 else model)
+    model = freeze(model, bf16)
 
     def compute(optical: Floats, sar: Floats) -> Floats:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):

@@ -139,6 +139,29 @@ def test_network_of_plain_operations_is_the_same(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(fast, net(*images), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_frozen_norms_are_part_of_their_convolutions(bf16: bool) -> None:
+    torch.manual_seed(0)
+    net = HeteCD(ModelConfig(encoder="residual_s", width=16, detail=True, standardise=True, dropout=0)).train()
+    images = torch.rand(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("1.weight"):
+                parameter.uniform_(0.5, 1.5)
+        for _ in range(3):
+            net(*images)  # statistics of its own
+        net.eval()
+        wanted = net(*images).softmax(1)
+        frozen = freeze(copy.deepcopy(net), bf16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = frozen(*images).float().softmax(1)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.optical_encoder.modules())
+        assert float(wanted.std()) > 1e-3
+        torch.testing.assert_close(found, wanted, atol=2e-2 if bf16 else 1e-5, rtol=0)
+        again = freeze(frozen)  # nothing is left to do
+        assert len(list(again.parameters())) == len(list(frozen.parameters()))
+
+
 def test_lowered_network_keeps_its_norms() -> None:
     net = lower(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 6), nn.LayerNorm(6)))
     assert [next(module.parameters()).dtype for module in net] == [
