@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 import hetecd
 from hetecd.config import FROM_DATA, ModelConfig, Role, TrainConfig, read_recipe
 from hetecd.errors import CheckpointError, ConfigError, HetecdError, InputError
+from hetecd.modality import mirrored
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
 
@@ -246,6 +247,7 @@ def _device_arguments(parser: ArgumentParser) -> None:
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
         help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",
     )  # fmt: skip
+    parser.add_argument("--tta", action="store_true", help="mean over four mirror images: better, four times as long")
 
 
 VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], None]]] = {
@@ -303,6 +305,11 @@ def _fill(cls: Any, args: Namespace) -> Any:
 
 def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
     """Predictor and description of a checkpoint or graph, by default of the weights that come with the package."""
+    predictor, info = _plain_predictor(checkpoint, args)
+    return mirrored(predictor) if args.tta else predictor, info
+
+
+def _plain_predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
     from hetecd.runtime import choose, open_graph
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():

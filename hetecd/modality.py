@@ -131,6 +131,22 @@ def from_raw(compute: Predictor, optical: Modality, sar: Modality) -> Predictor:
     return predict
 
 
+def mirrored(compute: Predictor) -> Predictor:
+    """A predictor that gives the mean over the four mirror images of its input (test-time augmentation).
+
+    Four times the work; what a map owes to the direction in which a network reads goes away.
+    """
+
+    def predict(optical: Floats, sar: Floats) -> Floats:
+        total = np.zeros(sar.shape[:1] + sar.shape[2:], np.float32)
+        for axes in ((), (-1,), (-2,), (-2, -1)):
+            probability = compute(*(np.ascontiguousarray(np.flip(image, axes)) for image in (optical, sar)))
+            total += np.flip(probability, axes) / 4
+        return total
+
+    return predict
+
+
 def to_db(power: Floats) -> Floats:
     """Linear power to decibel, floored at -60 dB; NaN stays NaN."""
     return (10.0 * np.log10(np.maximum(power, DB_FLOOR))).astype(np.float32)

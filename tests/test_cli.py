@@ -326,6 +326,15 @@ def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path
     assert (tmp_path / "metrics.json").exists()
 
 
+def test_tta_changes_a_few_decisions(decided: Path, tiles: Path, tmp_path: Path) -> None:
+    changed = []
+    for flags in ([], ["--tta"]):
+        assert cli.main(["evaluate", str(decided), "--data", str(tiles), "--out", str(tmp_path), *flags]) == 0
+        counts = json.loads((tmp_path / "metrics.json").read_text())
+        changed.append(counts["tp"] + counts["fp"])
+    assert 0 < abs(changed[0] - changed[1]) < 0.2 * counts["pixels"]
+
+
 def test_numbers_out_of_range(
     checkpoint: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hetecd.errors import ConfigError, InputError
-from hetecd.modality import CLIP, Modality, fit_modality, to_db, uint8_modality
+from hetecd.modality import CLIP, Floats, Modality, fit_modality, mirrored, to_db, uint8_modality
 
 TWO = Modality((1, 2), (0.0, 100.0), (10.0, 300.0))
 DB = Modality((1,), (-30.0,), (0.0,), db=True, unit="linear power")
@@ -158,3 +158,16 @@ def test_fit_refuses_what_has_no_range() -> None:
     dark[0, 0, 0] = 1e-9  # below the floor of dB
     with pytest.raises(InputError, match=r"one value \(-60\)"):
         fit_modality([dark], (1,), db=True)
+
+
+def test_mirrored_is_the_mean_over_four_mirror_images() -> None:
+    def leaning(optical: Floats, sar: Floats) -> Floats:
+        """Depends on the pixel above and the one to the left."""
+        return (np.roll(optical[:, 0], 1, 1) + 2 * np.roll(sar[:, 0], 1, 2)).astype(np.float32)
+
+    rng = np.random.default_rng(0)
+    optical, sar = rng.random((2, 1, 5, 7), np.float32), rng.random((2, 1, 5, 7), np.float32)
+    wanted = sum(np.roll(optical[:, 0], n, 1) + 2 * np.roll(sar[:, 0], n, 2) for n in (1, -1)) / 2
+    np.testing.assert_allclose(mirrored(leaning)(optical, sar), wanted, atol=1e-6)
+    upright = mirrored(leaning)(optical[..., ::-1], sar[..., ::-1])
+    np.testing.assert_allclose(upright[..., ::-1], wanted, atol=1e-6)
