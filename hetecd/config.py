@@ -48,6 +48,7 @@ class ModelConfig:
             (channel dropout on a (B, N, C) tensor); False drops channels.
         standardise: append each band once more, with mean 0 and deviation 1 over the tile, which undoes what differs
             between scenes as a whole.
+        deep_supervision: a small head at each scale, used in training alone.
         detail: look at both images at half their size, too, and give logits at this size; otherwise at a quarter.
         modalities: "optical" or "sar" blanks the other input, for controls that must not see both dates.
     """
@@ -63,6 +64,7 @@ class ModelConfig:
     token_dropout: bool = True
     standardise: bool = False
     detail: bool = False
+    deep_supervision: bool = False
     modalities: Modalities = "both"
 
     def __post_init__(self) -> None:
@@ -111,7 +113,11 @@ class TrainConfig:
         val_ce_weights: the same for the validation loss.
         dice: "soft" is the usual soft Dice of the changed class, "released" the defective published one.
         dice_weight: factor of the Dice term.
-        fca_weight: factor of the feature consistency alignment.
+        lovasz_weight: factor of the Lovasz hinge.
+        deep_weight: factor of the cross entropy of the heads at each scale, where the network has them.
+        alignment: "published" aligns the features of all pixels, "label_aware" those of unchanged ones, and pushes
+            those of changed ones apart.
+        fca_weight: factor of the alignment.
         fca_schedule: "decay" = weight / (epoch + 1) as released, "ramp" rises linearly over the training, "constant".
         encoder_weights: pretrained weights for both encoders (a converted .safetensors file).
         flip: probability of each of the two flips.
@@ -155,6 +161,9 @@ class TrainConfig:
     val_ce_weights: tuple[float, float] = (1.0, 1.0)
     dice: Literal["soft", "released"] = "soft"
     dice_weight: float = 1.0
+    lovasz_weight: float = 0.0
+    deep_weight: float = 0.4
+    alignment: Literal["published", "label_aware"] = "published"
     fca_weight: float = 0.1
     fca_schedule: Literal["decay", "constant", "ramp"] = "ramp"
     encoder_weights: str = ""
@@ -177,7 +186,7 @@ class TrainConfig:
             ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
             ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
             ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1), ("rotate", 0, 180), ("cutmix", 0, 1),
-            ("ema", 0, 0.99999),
+            ("ema", 0, 0.99999), ("lovasz_weight", 0, 1e3), ("deep_weight", 0, 1e3),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
         if 0 < self.tile_px < 32:

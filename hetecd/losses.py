@@ -4,11 +4,14 @@ Everything is computed in float32 whatever the network's precision. Labels are (
 never counts.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hetecd.config import IGNORE
+from hetecd.encoder import PAD_TO
 from hetecd.model import Features
 
 TEMPERATURE = 4.0
@@ -62,6 +65,69 @@ def released_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor
     return 1 - ((2 * tp + smooth) / (2 * tp + fn + fp + smooth)).mean()
 
 
+def lovasz_hinge(logits: Tensor, label: Tensor) -> Tensor:
+    """A convex surrogate of one minus the IoU of the changed class, pooled over the batch (Berman et al. 2018).
+
+    Args:
+        logits: (B, 2, H, W).
+        label: (B, H, W), 0 / 1 / 255.
+    """
+    valid = label != IGNORE
+    changed = (label[valid] == 1).float()
+    margin = (logits[:, 1] - logits[:, 0]).float()[valid]
+    errors, order = (1 - margin * (2 * changed - 1)).sort(descending=True)
+    changed = changed[order]
+    # IoU when the n worst pixels are wrong; its steps weigh the errors.
+    missed, false = changed.cumsum(0), (1 - changed).cumsum(0)
+    loss = 1 - (changed.sum() - missed) / (changed.sum() + false)
+    steps = torch.cat((loss[:1], loss.diff()))
+    return errors.relu() @ steps
+
+
+def deep_supervision(scales: Sequence[Tensor], label: Tensor) -> Tensor:
+    """Mean cross entropy of logits of several sizes against the share of changed pixels in each of their cells.
+
+    Args:
+        scales: logits (B, 2, h, w) of the input padded to a multiple of 32.
+        label: (B, H, W), 0 / 1 / 255.
+    """
+    terms = []
+    for logits in scales:
+        changed, unchanged = _shares(label, logits.shape[-2:])
+        log_p = logits.float().log_softmax(1)
+        total = -(unchanged * log_p[:, 0] + changed * log_p[:, 1]).sum()
+        terms.append(total / (changed + unchanged).sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.stack(terms).mean()
+
+
+def label_aware_alignment(features: Features, label: Tensor) -> Tensor:
+    """Pull the features of unchanged places together, push those of changed ones apart, by the cosine of their angle.
+
+    The published alignment (:func:`fca_loss`) pulls changed places together as well. Mean over stages 3 and 4 of
+    1 - cosine where nothing changed and of the positive part of the cosine where something did.
+
+    Args:
+        features: what ``HeteCD(..., features=True)`` returns.
+        label: (B, H, W), 0 / 1 / 255.
+    """
+    terms = []
+    for optical, sar in zip(features[0], features[1], strict=True):
+        changed, unchanged = _shares(label, optical.shape[-2:])
+        cosine = F.cosine_similarity(optical.float(), sar.float(), dim=1)  # (B, h, w)
+        total = (unchanged * (1 - cosine) + changed * cosine.relu()).sum()
+        terms.append(total / (changed + unchanged).sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.stack(terms).mean()
+
+
+def _shares(label: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Share of the pixels of each cell that changed, and that did not, (B, h, w) each; 255 is in neither."""
+    H, W = label.shape[-2:]
+    padded = F.pad(label, (0, -W % PAD_TO, 0, -H % PAD_TO), value=IGNORE)
+    both = torch.stack([(padded == c).float() for c in (1, 0)], 1)
+    changed, unchanged = F.adaptive_avg_pool2d(both, (size[0], size[1])).unbind(1)
+    return changed, unchanged
+
+
 def channel_alignment(optical: Tensor, sar: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """KL(optical || SAR) of the distributions over the pixels of each channel, mean over batch and channels, times T^2.
 
@@ -84,11 +150,11 @@ def fca_loss(features: Features) -> Tensor:
     It covers every pixel, changed ones too.
 
     Args:
-        features: ((c3, c4) of optical, (c3, c4) of SAR), what ``HeteCD(..., features=True)`` returns.
+        features: what ``HeteCD(..., features=True)`` returns.
     """
     terms = [
         term(optical, sar)
-        for optical, sar in zip(*features, strict=True)
+        for optical, sar in zip(features[0], features[1], strict=True)
         for term in (channel_alignment, spatial_alignment)
     ]
     return torch.stack(terms).sum()

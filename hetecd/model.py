@@ -1,6 +1,7 @@
 """HeteCD: two unshared encoders, a difference block per scale, a top-down decoder (Jing et al. 2025)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,20 @@ from hetecd.ops import Conv3x3, ConvNorm, Linear
 from hetecd.residual import RESIDUAL, ResidualEncoder
 
 FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
-# ((stage 3, stage 4) of optical, (stage 3, stage 4) of SAR)
-Features = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Features(NamedTuple):
+    """What training compares beside the logits; belongs to the input padded to a multiple of 32.
+
+    Attributes:
+        optical: stages 3 and 4 of the optical encoder, (B, C, H / 16, W / 16) and (B, C, H / 32, W / 32).
+        sar: the same of SAR.
+        scales: logits (B, 2, h, w) of every scale from coarse to fine; empty without deep supervision.
+    """
+
+    optical: tuple[Tensor, Tensor]
+    sar: tuple[Tensor, Tensor]
+    scales: list[Tensor]
 
 
 class HeteCD(nn.Module):
@@ -55,11 +68,10 @@ class HeteCD(nn.Module):
         Args:
             optical: (B, optical_channels, H, W), scaled as the weights expect (published: pixel / 255).
             sar: (B, sar_channels, H, W), the same size; H and W are at least 32 and otherwise free.
-            features: also return what the alignment loss compares. They belong to the input padded to a multiple
-                of 32.
+            features: also return what the losses of training compare.
 
         Returns:
-            logits (B, 2, H, W), or (logits, ((c3, c4) of optical, (c3, c4) of SAR)).
+            logits (B, 2, H, W), or (logits, features).
 
         Raises:
             InputError: wrong number of channels, different sizes, or smaller than 32 px.
@@ -68,11 +80,12 @@ class HeteCD(nn.Module):
         H, W = optical.shape[-2:]
         optical, sar = (_pad(image) for image in self.prepare(optical, sar))
         maps_optical, maps_sar = self.encode(optical, sar)  # four of (B, C_i, h_i, w_i) each
-        logits = self.decoder(maps_optical, maps_sar, optical, sar)  # (B, 2, H', W') of the padded size
+        scales: list[Tensor] = []
+        logits = self.decoder(maps_optical, maps_sar, optical, sar, scales if features else None)
         logits = logits[..., :H, :W]
         if not features:
             return logits
-        return logits, ((maps_optical[2], maps_optical[3]), (maps_sar[2], maps_sar[3]))
+        return logits, Features((maps_optical[2], maps_optical[3]), (maps_sar[2], maps_sar[3]), scales)
 
     def prepare(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
         """What encoders and decoder read of the two images before padding; a date that must not be seen is zeros."""
@@ -150,6 +163,7 @@ class Decoder(nn.Module):
         self.token_dropout = config.token_dropout
         self.project = nn.ModuleList(Linear(c, D) for c in channels)
         self.difference = nn.ModuleList(Difference(D, dropout, config.attention == "rescaled") for _ in channels)
+        self.heads = nn.ModuleList(nn.Conv2d(D, 2, 1) for _ in channels if config.deep_supervision)
         self.fuse = nn.Conv2d(len(channels) * D, D, 1)  # reads the scales from coarse to fine
         self.fuse_norm = nn.BatchNorm2d(D)
         self.refine = nn.Sequential(Residual(D), Residual(D))
@@ -158,8 +172,14 @@ class Decoder(nn.Module):
         if self.detail is None:  # as published
             self.head = nn.Sequential(self.head, nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1))
 
-    def forward(self, maps_optical: list[Tensor], maps_sar: list[Tensor], optical: Tensor, sar: Tensor) -> Tensor:
-        """Two times four maps (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W)."""
+    def forward(
+        self, maps_optical: list[Tensor], maps_sar: list[Tensor], optical: Tensor, sar: Tensor,
+        scales: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Two times four maps (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W).
+
+        ``scales`` receives the logits of every scale, if there are heads for them.
+        """
         # A 1x1 convolution of upsampled maps is the upsampled 1x1 convolution: each scale does its share at its own
         # size, which saves two thirds of the multiplications of the fusion.
         shares = self.fuse.weight.chunk(len(self.project), dim=1)
@@ -170,6 +190,8 @@ class Decoder(nn.Module):
             if above is not None:
                 d = d + _resize(above, d.shape[-2:])
             above = d
+            if scales is not None and self.heads:
+                scales.append(self.heads[i](d))
             share = F.conv2d(d, shares[len(self.project) - 1 - i], self.fuse.bias if i == 0 else None)
             share = _resize(share, size)  # (B, D, H/4, W/4)
             fused = share if fused is None else fused + share

@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from hetecd import losses
 from hetecd.augment import augment, cutmix
 from hetecd.config import IGNORE, ModelConfig, TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.files import replacing
 from hetecd.info import ModelInfo
-from hetecd.losses import cross_entropy, fca_loss, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.model import Features, HeteCD
 from hetecd.ops import keep_memory
@@ -182,14 +182,20 @@ class Training(pl.LightningModule):
 
     def _terms(self, logits: Tensor, features: Features, label: Tensor) -> dict[str, Tensor]:
         config = self.config
-        dice = soft_dice if config.dice == "soft" else released_dice
+        dice = losses.soft_dice if config.dice == "soft" else losses.released_dice
         terms = {
-            "ce": cross_entropy(logits, label, config.ce_weights),
+            "ce": losses.cross_entropy(logits, label, config.ce_weights),
             "dice": config.dice_weight * dice(logits, label),
         }
+        if config.lovasz_weight:
+            terms["lovasz"] = config.lovasz_weight * losses.lovasz_hinge(logits, label)
+        if features.scales:
+            terms["deep"] = config.deep_weight * losses.deep_supervision(features.scales, label)
         # A blanked date has nothing to be aligned with.
         if config.fca_weight and self.info.model.modalities == "both":
-            terms["fca"] = fca_weight(config, self.current_epoch) * fca_loss(features)
+            published = config.alignment == "published"
+            align = losses.fca_loss(features) if published else losses.label_aware_alignment(features, label)
+            terms["fca"] = fca_weight(config, self.current_epoch) * align
         return terms
 
     def validation_step(self, batch: dict[str, Tensor], _index: int) -> None:
@@ -197,7 +203,7 @@ class Training(pl.LightningModule):
         logits = self.result(batch["optical"], batch["sar"])
         if not logits.isfinite().all():  # running statistics do not recover from one such batch
             raise InputError(f"training: the network gives no finite numbers any more; lower lr ({self.config.lr:g})")
-        loss = cross_entropy(logits, batch["label"], self.config.val_ce_weights)
+        loss = losses.cross_entropy(logits, batch["label"], self.config.val_ce_weights)
         counted = int((batch["label"] != IGNORE).flatten(1).any(1).sum())  # a tile repeated to fill up a rank does not
         self.log("val_loss", loss, batch_size=max(1, counted), sync_dist=True)
         changed = logits[:, 1] > logits[:, 0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,18 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
     assert (info.sar.gsd_m, info.licence, info.recipe["epochs"]) == (3.0, "Apache-2.0", 2)
     assert info.scores["epoch"] in (0, 1)
     assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_every_loss_that_is_asked_for_is_logged_and_trains(tiles: Path, tmp_path: Path) -> None:
+    model = replace(MODEL, encoder="residual_s", deep_supervision=True, detail=True, standardise=True)
+    config = _config(lovasz_weight=0.5, alignment="label_aware", fca_weight=0.3, fca_schedule="constant", rotate=90)
+    fit(tiles, tmp_path / "run", model, config, hardware=CPU)
+    for row in _rows(tmp_path / "run"):
+        terms = [float(row[f"loss_{name}"]) for name in ("ce", "dice", "lovasz", "deep", "fca")]
+        assert min(terms) > 0
+        assert sum(terms) == pytest.approx(float(row["loss"]), rel=1e-3)
+    first, last = (float(row["loss"]) for row in _rows(tmp_path / "run"))
+    assert last < first
 
 
 def test_it_learns(tmp_path: Path) -> None:
