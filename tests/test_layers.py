@@ -56,6 +56,8 @@ def _imports(module: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            if node.module == "hetecd":
+                found |= {f"hetecd.{alias.name}" for alias in node.names}
     return found
 
 
