@@ -79,12 +79,13 @@ def make_scene(
     jitter_px: float = 2.0,
     clouds: bool = False,
     wedges: bool = False,
+    change: bool = True,
 ) -> Scene:
     """Make one scene.
 
     Args:
-        seed: not negative; the same seed and arguments give the same bits. ``looks``, ``jitter_px``, ``clouds`` and
-            ``wedges`` do not move anything on the ground.
+        seed: not negative; the same seed and arguments give the same bits. The arguments by name do not move anything
+            else on the ground.
         height_px: rows, at least 32.
         width_px: columns, at least 32.
         kind: "city": buildings come and go; "flood": a river leaves its bed.
@@ -92,6 +93,7 @@ def make_scene(
         jitter_px: largest shift between the dates.
         clouds: some clouds, with shadows, in optical. The label is what happened, also underneath.
         wedges: both images are rotated footprints: a wedge without data at their edges.
+        change: False: no building comes or goes, and the river stays in its bed.
 
     Raises:
         InputError: an argument is out of range.
@@ -101,6 +103,7 @@ def make_scene(
     view = _draw_view(rngs[0], looks, jitter_px)
     shape = (height_px + 2 * MARGIN_PX, width_px + 2 * MARGIN_PX)
     world = build_world(rngs[1], shape, MARGIN_PX, kind, (view.day_before, view.day_after))
+    world = world if change else world.untouched()
     traffic = [np.maximum(cars(world, rngs[2]), ships(world, rngs[2])) for _ in range(2)]
     optical = render_optical(world, view, rngs[3], traffic[0])
     sar = render_sar(world, view, rngs[4], traffic[1])
@@ -222,6 +225,7 @@ def write_tiles(
     jitter_px: float = 2.0,
     clouds: bool = False,
     wedges: bool = False,
+    change: bool = True,
 ) -> list[str]:
     """Cut scenes into tiles for training: ``root/split/{A,B,label}/NAME.tif``.
 
@@ -239,6 +243,7 @@ def write_tiles(
         jitter_px: largest shift between the dates.
         clouds: with clouds in optical.
         wedges: with wedges without data.
+        change: False: nothing changes, only what looks like it.
 
     Returns:
         The names, without extension, in order.
@@ -257,8 +262,9 @@ def write_tiles(
     for seed in seeds:
         chosen: SceneKind = kind or ("flood" if seed % 2 else "city")
         scene = make_scene(
-            seed, scene_px, scene_px, chosen, looks=looks, jitter_px=jitter_px, clouds=clouds, wedges=wedges
-        )
+            seed, scene_px, scene_px, chosen, looks=looks, jitter_px=jitter_px, clouds=clouds, wedges=wedges,
+            change=change,
+        )  # fmt: skip
         images: tuple[NDArray[Any], ...] = (scene.optical, scene.sar, scene.label * np.uint8(255))
         for row in range(scene_px // tile_px):
             for col in range(scene_px // tile_px):

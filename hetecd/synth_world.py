@@ -5,7 +5,7 @@ row in a table says what stands there on each date. Distances are in pixels of 3
 NumPy and SciPy only; every random number comes from the generator that is passed in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
@@ -95,6 +95,11 @@ class World:
     flood_m: Reals  # depth of the flood, 0 where dry or water anyway
     terrain_m: Reals
     moist: Reals  # 0 to 1, rain on the ground at the SAR date
+
+    def untouched(self) -> "World":
+        """The same place if nothing had happened to it between the dates."""
+        lots = replace(self.lots, built_after=self.lots.built_before)
+        return replace(self, lots=lots, flood_m=np.zeros_like(self.flood_m))
 
     def building(self, after: bool) -> Reals:
         """Coverage of the buildings that stand at a date."""

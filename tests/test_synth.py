@@ -96,6 +96,20 @@ def test_wedges_and_clouds_move_nothing_on_the_ground():
     assert np.abs(plain.optical.astype(int) - wedged.optical)[:, clear].mean() < 100
 
 
+@pytest.mark.parametrize("kind", ["city", "flood"])
+def test_a_scene_without_change_is_the_same_place(kind):
+    changed, still = (make_scene(3, 128, 128, kind, change=change) for change in (True, False))
+    assert changed.label.any()
+    assert not still.label.any()
+    assert np.array_equal(still.optical, changed.optical)
+    assert np.array_equal(still.before, changed.before)
+    assert np.array_equal(still.after, still.before)
+    away = ndimage.binary_dilation(changed.label, iterations=20) == 0  # beyond most shadows and layover
+    assert away.any()
+    assert np.isclose(still.sar[0][away], changed.sar[0][away], rtol=0.05).mean() > 0.9
+    assert (still.kinds >= 10).any()  # what only looks like change is there
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
