@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,7 @@ from hetecd.modality import Floats
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 HIT, MISS, FALSE_ALARM, QUIET, NODATA = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0), (128, 128, 128)
+VERDICT = "white hit, blue missed,\norange false alarm"  # title of what :func:`verdict` gives
 
 
 def picture(image: Floats) -> NDArray[np.uint8]:
@@ -57,25 +59,44 @@ def tile_sheet(rows: Sequence[tuple[Tile, Floats]], info: ModelInfo, path: Path)
         info: for the threshold.
         path: where to; appears when it is whole.
     """
-    columns = ("optical", "SAR", "label", "probability", "white hit, blue missed,\norange false alarm")
-    figure = Figure(figsize=(10.6, 2.15 * len(rows) + 0.5), dpi=110, layout="constrained")
+    columns = ("optical", "SAR", "label", "probability", VERDICT)
+    shown = []
+    for tile, prob in rows:
+        images = (*seen(tile), np.nan_to_num(prob), verdict(prob, tile.label, info.threshold))
+        shown.append((f"{tile.name}\nIoU {iou(prob, tile.label, info.threshold)}", images))
+    image_sheet(shown, columns, path)
+
+
+def seen(tile: Tile) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Both images and the label of a tile, (H, W, 3) uint8 each."""
+    label = np.where(tile.label == IGNORE, 128, tile.label * 255).astype(np.uint8)
+    return picture(tile.optical), picture(tile.sar), label[..., None].repeat(3, -1)
+
+
+def iou(prob: Floats, label: NDArray[np.uint8], threshold: float) -> str:
+    """IoU of the changed class in percent; a dash where nothing changed in either."""
+    value = confusion(prob >= threshold, label).scores()["iou"]
+    return "–" if np.isnan(value) else f"{100 * value:.0f} %"
+
+
+def image_sheet(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str], path: Path) -> None:
+    """Write a PNG of images in rows and columns, both with titles.
+
+    Args:
+        rows: title and images: (H, W, 3) uint8, or (H, W) from 0 to 1, shown in colours of their own.
+        columns: titles.
+        path: where to; appears when it is whole.
+    """
+    figure = Figure(figsize=(2.12 * len(columns), 2.15 * len(rows) + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (tile, prob) in zip(axes, rows, strict=True):
-        iou = confusion(prob >= info.threshold, tile.label).scores()["iou"]
-        label = np.where(tile.label == IGNORE, 128, tile.label * 255).astype(np.uint8)
-        shown = (picture(tile.optical), picture(tile.sar), label, prob, verdict(prob, tile.label, info.threshold))
-        for axis, image, name in zip(line, shown, columns, strict=True):
-            grey = (
-                {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}
-                if name == "probability"
-                else {"cmap": "gray", "vmin": 0, "vmax": 255}
-            )
-            axis.imshow(image, interpolation="nearest", **grey)
+    for line, (title, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image, interpolation="nearest", cmap="viridis", vmin=0.0, vmax=1.0)
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(f"{tile.name}\nIoU {'–' if np.isnan(iou) else f'{100 * iou:.0f} %'}", fontsize=8)
-    for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title(name, fontsize=9)
+        line[0].set_ylabel(title, fontsize=8)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=9)
     save_figure(figure, path)
 
 

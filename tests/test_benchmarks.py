@@ -1,4 +1,4 @@
-"""The yardstick of the speed tables is the published network too."""
+"""The yardstick of the speed tables is the published network too; pictures show what they should."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from plain import PlainHeteCD
 
+from examples import main as examples
 from hetecd.convert import UNUSED
+from hetecd.raster import read_raster
 
 
 @pytest.mark.parametrize("name", ["C_e64_1x64", "D_e64_1x96x160"])
@@ -22,3 +24,16 @@ def test_the_plain_transcription_has_parity(name: str, shared: Path) -> None:
         logits, features = net(optical, sar)
     assert np.abs(logits.numpy() - arrays["logits"]).max() < 1e-4
     assert np.abs(features[1][0][:, :8].numpy() - arrays["feat2_c3_first8"]).max() < 1e-4
+
+
+def test_examples_show_every_tile_once_and_every_network(decided: Path, tiles: Path, tmp_path: Path) -> None:
+    sizes = []
+    for count, weights in ((1, ["a"]), (1, ["a", "b"]), (9, ["a"])):
+        out = tmp_path / "examples.png"
+        flags = ["--each", str(count), "--weights", *(f"{name}={decided}" for name in weights)]
+        examples([str(tiles), "-o", str(out), *flags])
+        sizes.append(read_raster(out).array.shape[1:])
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] > sizes[0][1]  # a column more
+    assert sizes[2][0] > 2 * sizes[0][0]  # all tiles with change, none twice
+    assert sizes[2][0] < 10 * sizes[0][0] / 3
