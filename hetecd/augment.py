@@ -34,9 +34,9 @@ def augment(
 
     Geometry, the same for all three: enlargement by U(1, scale) with a random crop back to the size (images bilinear,
     label nearest), rotation by U(-rotate, rotate) degrees with mirrored edges, two flips, a multiple of 90 degrees
-    (square tiles only). Then, drawn anew per date: blur,
-    brightness and contrast; for optical saturation and hue; for SAR speckle. ``sar_hue`` > 0 gives SAR the whole
-    colour treatment of the published recipe, saturation (by ``sar_jitter``) and hue: without effect on equal bands.
+    (square tiles only). Then, drawn anew per date: blur, brightness and contrast; for optical saturation and hue; for
+    SAR speckle. ``sar_hue`` > 0 gives SAR the whole colour treatment of the published recipe, saturation (by
+    ``sar_jitter``) and hue: without effect on equal bands.
 
     Differs from the released recipe, where a pillow image is clipped and rounded after each step: brightness,
     contrast, saturation and hue come in this order and are clipped once, at the end.

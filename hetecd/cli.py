@@ -18,7 +18,6 @@ from jsonargparse import ArgumentParser, Namespace
 import hetecd
 from hetecd.config import FROM_DATA, ModelConfig, Role, TrainConfig, read_recipe
 from hetecd.errors import CheckpointError, ConfigError, HetecdError, InputError
-from hetecd.modality import mirrored
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
 
@@ -103,7 +102,7 @@ def predict(args: Namespace) -> None:
         )  # fmt: skip
         print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
     else:
-        about = {"weights": Path(args.weights or DEFAULT_WEIGHTS).name, "hetecd": hetecd.__version__}
+        about = {"weights": Path(args.weights or DEFAULT_WEIGHTS).name, "tta": args.tta, "hetecd": hetecd.__version__}
         with open_pair(args.before, args.after, before_is, info.optical, info.sar) as pair:
             summary = predict_scene(
                 pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, metadata=about
@@ -305,6 +304,8 @@ def _fill(cls: Any, args: Namespace) -> Any:
 
 def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
     """Predictor and description of a checkpoint or graph, by default of the weights that come with the package."""
+    from hetecd.modality import mirrored  # numpy
+
     predictor, info = _plain_predictor(checkpoint, args)
     return mirrored(predictor) if args.tta else predictor, info
 

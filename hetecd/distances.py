@@ -126,7 +126,7 @@ def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Va
         for i in range(len(tiles)):
             item = tiles[i]
             _, features = net(item["optical"][None], item["sar"][None], features=True)
-            for date, maps in enumerate(features):
+            for date, maps in enumerate((features.optical, features.sar)):
                 for stage, x in enumerate(maps):
                     values[stage][date].append(_sample(x, rng))
     result = []

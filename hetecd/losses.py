@@ -74,14 +74,14 @@ def lovasz_hinge(logits: Tensor, label: Tensor) -> Tensor:
     """
     valid = label != IGNORE
     changed = (label[valid] == 1).float()
-    margin = (logits[:, 1] - logits[:, 0]).float()[valid]
+    margin = (logits[:, 1].float() - logits[:, 0].float())[valid]
     errors, order = (1 - margin * (2 * changed - 1)).sort(descending=True)
     changed = changed[order]
     # IoU when the n worst pixels are wrong; its steps weigh the errors.
     missed, false = changed.cumsum(0), (1 - changed).cumsum(0)
     loss = 1 - (changed.sum() - missed) / (changed.sum() + false)
     steps = torch.cat((loss[:1], loss.diff()))
-    return errors.relu() @ steps
+    return (errors.relu() * steps).sum()  # autocast would lower a product of vectors
 
 
 def deep_supervision(scales: Sequence[Tensor], label: Tensor) -> Tensor:

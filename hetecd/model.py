@@ -214,7 +214,8 @@ class Decoder(nn.Module):
 def standardised(image: Tensor) -> Tensor:
     """Each band, and each once more with mean 0 and deviation 1 over the image: (B, C, H, W) -> (B, 2C, H, W).
 
-    Invalid pixels (0 in all bands) do not count and stay 0.
+    Invalid pixels do not count and stay 0. They are told by 0 in all bands; a valid pixel may be that by chance, rarely
+    where there are several bands, in one of a thousand of a band of 8 bits.
     """
     valid = (image != 0).any(1, keepdim=True)
     count = valid.sum((2, 3), keepdim=True).clamp_min(1)

@@ -1,7 +1,7 @@
 """A residual convolutional encoder (He et al. 2016) that ends in self-attention.
 
-From scratch, on some hundred tiles, convolutions learn in fewer steps than the transformers of :mod:`hetecd.encoder` do
-(docs/accuracy.md); those are for pretrained weights and for the published network.
+From scratch, on some hundred tiles, convolutions learn in fewer steps than the transformers of :mod:`hetecd.encoder`;
+those are for pretrained weights and for the published network.
 """
 
 import itertools

@@ -84,8 +84,8 @@ def make_scene(
     """Make one scene.
 
     Args:
-        seed: not negative; the same seed and arguments give the same bits. The arguments by name do not move anything
-            else on the ground.
+        seed: not negative; the same seed and arguments give the same bits. ``looks``, ``jitter_px``, ``clouds`` and
+            ``wedges`` do not move anything on the ground.
         height_px: rows, at least 32.
         width_px: columns, at least 32.
         kind: "city": buildings come and go; "flood": a river leaves its bed.

@@ -159,10 +159,10 @@ class Training(pl.LightningModule):
         """Loss of one batch."""
         # All chance is a function of (seed, epoch, step, rank) alone, so that a resumed training is the same one.
         key = (self.config.seed, self.current_epoch, index, self.global_rank)
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        torch.manual_seed(seed)
+        seeds = np.random.SeedSequence(key).generate_state(2).tolist()
+        torch.manual_seed(seeds[0])
         if self.config.cutmix:
-            cutmix(batch, self.config.cutmix, torch.Generator().manual_seed(seed))
+            cutmix(batch, self.config.cutmix, torch.Generator().manual_seed(seeds[1]))
         logits, features = self.model(batch["optical"], batch["sar"], features=True)
         terms = self._terms(logits, features, batch["label"])
         loss = torch.stack(list(terms.values())).sum()
@@ -275,10 +275,8 @@ class Training(pl.LightningModule):
             CheckpointError: names what differs.
         """
         before, now = checkpoint["hetecd"], self._identity()
-        recipes = before["recipe"], now["recipe"]
-        changed = [
-            f"{k} {recipes[0].get(k)} -> {recipes[1][k]}" for k in now["recipe"] if recipes[0].get(k) != recipes[1][k]
-        ]
+        recipes = asdict(ModelConfig()) | asdict(TrainConfig()) | before["recipe"], now["recipe"]  # newer keys: default
+        changed = [f"{k} {recipes[0][k]} -> {recipes[1][k]}" for k in recipes[1] if recipes[0][k] != recipes[1][k]]
         if changed:
             raise CheckpointError(f"resume: settings differ from before ({', '.join(changed)}); use those of before")
         if any(before[key] != now[key] for key in ("optical", "sar", "tiles")):
@@ -346,7 +344,7 @@ class Keep(Callback):
 
 
 def running_mean(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An update of averaged tensors, in place; the first steps count more, so that a short training forgets them."""
+    """An update of averaged tensors, in place; early on new values count more, so that the first ones are forgotten."""
 
     def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))

@@ -47,7 +47,8 @@ def test_distances_of_samples_agree_with_scipy() -> None:
 
 def _train(tiles: Path, out: Path, weight: float) -> HeteCD:
     config = TrainConfig(sar_db=True, epochs=4, batch=4, fca_weight=weight, fca_schedule="constant", lr=1e-3, clip=5)
-    fit(tiles, out, ModelConfig(**QUICK), config, hardware=Hardware("cpu", 1))  # type: ignore[arg-type]
+    model = ModelConfig(**QUICK, deep_supervision=True)  # type: ignore[arg-type]
+    fit(tiles, out, model, config, hardware=Hardware("cpu", 1))
     return hetecd.load(out / "last.safetensors")
 
 

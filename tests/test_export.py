@@ -1,5 +1,6 @@
 """Exported files give the numbers of torch and carry their description; others are not written."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 from hetecd import cli, export
+from hetecd.config import ModelConfig, read_recipe
 from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
 from hetecd.graph import Graph
 from hetecd.modality import Floats
+from hetecd.model import HeteCD
 from hetecd.runtime import KINDS, open_graph
 from hetecd.synth import write_pair
-from hetecd.weights import load, predictor
+from hetecd.weights import load, predictor, save
 
 Graphs = Callable[[str], Path]
 
@@ -47,6 +50,20 @@ def test_a_graph_is_its_checkpoint_at_any_size_and_batch(name: str, graphs: Grap
             apart = np.abs(found - expected)
             assert apart.max() < {"f32": 1e-4, "bf16": 0.1, "int8": 0.3}[path.stem]
             assert apart.mean() < {"f32": 1e-5, "bf16": 0.01, "int8": 0.03}[path.stem]
+
+
+def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = read_recipe("recipes/default.yaml")
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name in recipe]
+    info = load(decided).info
+    assert info is not None
+    config = dataclasses.replace(info.model, **{name: recipe[name] for name in names})
+    checkpoint = tmp_path / "default.safetensors"
+    save(checkpoint, HeteCD(config).eval(), dataclasses.replace(info, model=config))
+    found = export_file(checkpoint, tmp_path / "default.xml", "openvino")  # compares, and refuses what differs
+    assert found.difference < 1e-4
+    assert found.pixels > 10_000
 
 
 def test_lower_precision_makes_smaller_files(graphs: Graphs) -> None:

@@ -157,4 +157,6 @@ def test_label_aware_alignment_pulls_what_stayed_and_pushes_what_changed() -> No
 def test_losses_are_computed_in_float32(dtype: torch.dtype, label: Tensor) -> None:
     logits = torch.randn(1, 2, 40, 50).to(dtype)
     for loss in (cross_entropy, soft_dice, released_dice, lovasz_hinge):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(loss(logits, label), loss(logits.float(), label))
         assert loss(logits, label).dtype == torch.float32

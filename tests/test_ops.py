@@ -60,7 +60,8 @@ def test_attention(B: int, heads: int, n: int, m: int, dtype: torch.dtype, score
 
 @settings(max_examples=25, deadline=None)
 @given(
-    B=st.integers(1, 3), h=st.integers(1, 24), w=st.integers(1, 24), channels=st.integers(4, 300),
+    B=st.integers(1, 3), h=st.integers(1, 24) | st.sampled_from(range(2, 25, 2)),
+    w=st.integers(1, 24) | st.sampled_from(range(4, 25, 4)), channels=st.integers(4, 300),
     dtype=DTYPES, block=st.sampled_from([1, 2**14, ops.BLOCK]), autocast=st.booleans(), bias=st.booleans(),
 )  # fmt: skip
 def test_wide_convolution(

@@ -168,6 +168,7 @@ def test_two_processes_train_one_network(modalities: str, tiles: Path, tmp_path:
     command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", "--data", str(tiles),
                "-o", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--width", "8", "--sar-db", "true",
                "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--precision", "f32",
+               "--ema", "0.9", "--cutmix", "0.5",
                "--modalities", modalities]  # fmt: skip
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert [row["epoch"] for row in _rows(tmp_path / "run")] == ["0", "1"]
