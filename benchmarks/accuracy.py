@@ -36,8 +36,9 @@ def arguments() -> argparse.ArgumentParser:
         if name == "checkpoint":
             command.add_argument("weights", type=Path)
             command.add_argument("--split", default="test")
-            command.add_argument("--name", default="", help="of the row; default: the file's")
+            command.add_argument("--name", default="", help="of the row; default: the file's, and +tta with --tta")
             command.add_argument("--shifts", action="store_true", help="also the shift curve")
+            command.add_argument("--tta", action="store_true", help="score the mean over four mirror images")
             continue
         command.add_argument("--rows", nargs="*", help="default: all that can be trained in this environment")
         command.add_argument("--rows-file", type=Path, default=ROWS)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "checkpoint":
             if args.data is None:
                 parser.error("checkpoint: found no --data, expected a folder of tiles")
-            score_checkpoint(args.weights, args.data, args.split, args.out, args.name, args.shifts)
+            score_checkpoint(args.weights, args.data, args.split, args.out, args.name, args.shifts, args.tta)
         elif args.command != "tables":
             rows = read_rows(args.rows, args.rows_file)
             if not args.rows:

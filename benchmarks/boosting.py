@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from scoring import Trained
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from hetecd.config import IGNORE, TrainConfig
 from hetecd.data import TileDataset, TileFiles, fit_modalities, split_tiles
@@ -89,6 +88,8 @@ def train_boosting(data: Path, config: TrainConfig, options: Options) -> Trained
     Raises:
         InputError: the data cannot be used.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # rows are read where it is not installed, too
+
     start = time.monotonic()
     train_files, val_files, _ = split_tiles(data, config)
     optical, sar = fit_modalities(train_files, config)

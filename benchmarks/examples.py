@@ -8,14 +8,18 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rows import from_checkpoint
+from vision import prepare
 
-from hetecd.config import TrainConfig
-from hetecd.data import Tile, TileDataset, find_tiles
-from hetecd.evaluate import predict_tiles
-from hetecd.figures import VERDICT, image_sheet, iou, seen, verdict
-from hetecd.metrics import confusion
-from hetecd.modality import Floats, mirrored
+prepare()  # before anything below imports lightning
+
+from rows import from_checkpoint  # noqa: E402
+
+from hetecd.config import TrainConfig  # noqa: E402
+from hetecd.data import Tile, TileDataset, find_tiles  # noqa: E402
+from hetecd.evaluate import predict_tiles  # noqa: E402
+from hetecd.figures import VERDICT, image_sheet, iou, seen, verdict  # noqa: E402
+from hetecd.metrics import confusion  # noqa: E402
+from hetecd.modality import Floats, mirrored  # noqa: E402
 
 
 def predictions(weights: Path, data: Path, split: str, tta: bool) -> tuple[list[tuple[Tile, Floats]], float]:
@@ -42,6 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     first, threshold = found[0]
     scores = np.array([confusion(prob >= threshold, tile.label).scores()["iou"] for tile, prob in first])
     order = np.argsort(-scores)[: np.isfinite(scores).sum()]  # where there is no change there is no IoU
+    if not len(order):
+        parser.error(
+            f"{args.data}: found no change in split '{args.split}', neither labelled nor mapped; choose another"
+        )
     middle = max(0, (len(order) - args.each) // 2)
     chosen = dict.fromkeys([*order[: args.each], *order[middle : middle + args.each], *order[-args.each :]])
     rows = []

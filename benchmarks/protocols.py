@@ -21,7 +21,8 @@ import numpy as np
 from affine import Affine
 from scoring import SHIFTS_PX, ScoredSet
 
-from hetecd.config import Role
+import hetecd
+from hetecd.config import IGNORE, Role
 from hetecd.data import TileFiles, find_tiles, read_label
 from hetecd.errors import InputError
 from hetecd.raster import Grid, read_raster, write_raster
@@ -34,6 +35,7 @@ PAIRS: dict[str, Role] = {
     "gloucester2": "optical",
     "gf2_gf3_city": "optical",
 }
+HERE = Path(__file__).resolve()
 PAIR_TILE_PX = 64  # about; a strip is divided evenly, so that no pixel is left out or counted twice
 # First seeds of synthetic scenes. No two parts share any, and training and demo elsewhere start at 0 and 1000.
 TRAIN_SEED, TEST_SEED, SEASON_SEED = 20_000, 30_000, 50_000
@@ -108,7 +110,9 @@ def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
         raise InputError(f"{root}: found none of the scenes {', '.join(PAIRS)}; name the folder that holds them")
     folds: list[Fold] = []
     for name, before_is in scenes.items():
-        place = work / f"pairs-{sizes.folds}-{_digest(str(root))}" / name
+        files = [(path.name, path.stat()) for path in sorted((root / name).iterdir())]
+        key = _digest(str(root), *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files), _source(HERE))
+        place = work / f"pairs-{sizes.folds}-{key}" / name
         _once(place / "tiles", partial(cut_scene, root / name, strips=sizes.folds))
         tiles = find_tiles(place / "tiles", "")
         parts = [[tile for tile in tiles if tile.name.startswith(f"{k:02d}_")] for k in range(sizes.folds)]
@@ -118,7 +122,8 @@ def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
 
 def synthetic(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     """Train on synthetic scenes, score on others."""
-    root = work / f"synthetic-{sizes.train_scenes}-{sizes.test_scenes}-{sizes.scene_px}-{sizes.tile_px}"
+    key = _digest(_source(HERE), *(_source(path) for path in sorted(Path(hetecd.__file__).parent.glob("synth*.py"))))
+    root = work / f"synthetic-{sizes.train_scenes}-{sizes.test_scenes}-{sizes.scene_px}-{sizes.tile_px}-{key}"
     _once(root, partial(_write_synthetic, sizes=sizes))
     tests = [ScoredSet(name, root, name) for name in ("plain", "unchanged", "season")]
     tests += [ScoredSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
@@ -144,8 +149,15 @@ def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
 
 
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def _once(root: Path, make: Callable[[Path], None]) -> None:
-    """Let ``make`` fill a folder, unless it is there: whole or not at all, as other runs may be reading it."""
+    """Let ``make`` fill a folder, unless it is there: whole or not at all, as other runs may be reading it.
+
+    Its name must tell what it is made of, or it is never made anew.
+    """
     if root.is_dir():
         return
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +201,19 @@ def cut_scene(scene: Path, out: Path, strips: int) -> None:
         scene: its folder.
         out: folder for A, B and label. Names start with the number of the strip.
         strips: across the longer side.
+
+    Raises:
+        InputError: a pixel of an image is invalid, or one of the label does not count; a tile could not say so.
     """
-    images = {"A": read_raster(scene / "pre.tif").array, "B": read_raster(scene / "post.tif").array}
-    images["label"] = read_label(scene / "label.png")[None] * np.uint8(255)
+    label = read_label(scene / "label.png")[None]
+    if hidden := int((label == IGNORE).sum()):
+        raise InputError(f"{scene / 'label.png'}: found {hidden} pixels that do not count, expected none")
+    images = {"label": (label == 1) * np.uint8(255)}
+    for folder, name in (("A", "pre.tif"), ("B", "post.tif")):
+        raster = read_raster(scene / name)
+        if invalid := int((~raster.valid).sum()):
+            raise InputError(f"{scene / name}: found {invalid} invalid pixels, expected none")
+        images[folder] = raster.array
     height, width = images["label"].shape[1:]
     down = height >= width
     across = _spans(0, min(height, width), max(1, round(min(height, width) / PAIR_TILE_PX)))

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import difflib
 import importlib.util
 import shutil
 from argparse import ArgumentError
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
+from boosting import Options, train_boosting
 from jsonargparse import ArgumentParser
 from scoring import Trained, multiply_adds, parameters
 
 from hetecd.config import FROM_DATA, ModelConfig, TrainConfig, read_recipe, recipe_keys
-from hetecd.errors import ConfigError
+from hetecd.errors import CheckpointError, ConfigError
 from hetecd.train import LOG, STATE, fit
 from hetecd.weights import load, predictor
 
@@ -50,6 +52,12 @@ class Row:
             raise ConfigError(f"row {self.name}: found kind {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
         if unknown := sorted(set(self.settings) - set(recipe_keys())):
             raise ConfigError(f"row {self.name}: unknown recipe keys {', '.join(unknown)} in its settings")
+        known = [f.name for f in dataclasses.fields(Options)] if self.kind == "boosting" else []
+        for name in self.options:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+                hint = f"did you mean '{near[0]}'?" if near else f"kind {self.kind} has none"
+                raise ConfigError(f"row {self.name}: unknown option '{name}'; {hint}")
 
     @property
     def missing(self) -> str:
@@ -103,16 +111,19 @@ def train(row: Row, data: Path, seed: int, overrides: Mapping[str, Any], out: Pa
         out: folder for checkpoints.
 
     Raises:
-        ConfigError: the row needs a package that is not installed here.
+        ConfigError: the row needs a package that is not installed here, or asks for what its kind cannot do.
+        CheckpointError: the interrupted training had other settings or tiles.
         HetecdError: whatever training raises.
     """
     if row.missing:
         hint = "make bench-accuracy-torchgeo" if row.kind == "torchgeo" else f"pip install {row.missing}"
         raise ConfigError(f"row {row.name}: needs {row.missing}, which is not installed here; see `{hint}`")
     model_config, config = configs(row, seed, overrides)
+    if row.kind != "hetecd" and (model_config.modalities != "both" or config.encoder_weights):
+        raise ConfigError(
+            f"row {row.name}: kind {row.kind} knows neither modalities nor encoder_weights; leave them out"
+        )
     if row.kind == "boosting":
-        from boosting import Options, train_boosting
-
         return train_boosting(data, config, Options(**row.options))
     if row.kind == "torchgeo":
         from siamese import train_siamese
@@ -121,7 +132,12 @@ def train(row: Row, data: Path, seed: int, overrides: Mapping[str, Any], out: Pa
     resume = (out / STATE).is_file()
     if not resume:  # nothing, or an interruption before the first epoch was written in full
         shutil.rmtree(out, ignore_errors=True)
-    best = fit(data, out, model_config, config, resume)
+    try:
+        best = fit(data, out, model_config, config, resume)
+    except CheckpointError as error:
+        if not resume:
+            raise
+        raise CheckpointError(f"{error}; or remove {out}") from error
     with (out / LOG).open(newline="", encoding="utf-8") as file:
         seconds = sum(float(line["seconds"]) for line in csv.DictReader(file))
     return dataclasses.replace(from_checkpoint(best), minutes=seconds / 60, epochs=config.epochs)

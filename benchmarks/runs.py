@@ -16,10 +16,22 @@ from rows import Row, configs, from_checkpoint, train
 from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
 
 import hetecd
+from hetecd.config import ModelConfig, TrainConfig
+from hetecd.data import find_tiles
 from hetecd.errors import ConfigError, HetecdError, InputError
 from hetecd.files import replacing
+from hetecd.modality import mirrored
 
 log = logging.getLogger("hetecd")
+
+
+def _code() -> str:
+    folders = Path(hetecd.__file__).parent, Path(__file__).parent
+    source = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(source).hexdigest()[:12]
+
+
+CODE = _code()  # of what runs, whatever is edited meanwhile
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,10 @@ class Result:
         sets: counts per test set.
         parameters: see :class:`scoring.Trained`, as the next three.
         multiply_adds: of 256 x 256 px.
-        minutes: of training.
+        minutes: of training; None where they are not known.
         epochs: of training.
-        device: what it was trained on.
-        code: hash of the package's source, which tells results of different versions apart.
+        device: what it was trained on; None where that is not known.
+        code: hash of the source of package and bench, which tells results of different versions apart.
     """
 
     protocol: str
@@ -49,9 +61,9 @@ class Result:
     sets: dict[str, Counts]
     parameters: int | None
     multiply_adds: int | None
-    minutes: float
+    minutes: float | None
     epochs: int | None
-    device: str
+    device: str | None
     code: str
 
 
@@ -78,6 +90,7 @@ def run(
     """
     sizes = sizes or Sizes()
     folds = PROTOCOLS[protocol](data, out / "data", sizes)
+    identities = {fold.name: _identity(data, sizes, fold) for fold in folds}
     problems: list[str] = []
     failed: set[str] = set()
     for seed in seeds:
@@ -86,16 +99,37 @@ def run(
                 if row.name in failed:
                     continue
                 try:
-                    _finish(protocol, row, seed, fold, out, epochs, _identity(data, sizes))
-                except HetecdError as error:
+                    _finish(protocol, row, seed, fold, out, epochs, identities[fold.name])
+                except Exception as error:  # whatever it is, the other rows need not suffer from it
+                    known = isinstance(error, HetecdError)
+                    says = str(error) if known else f"row {row.name}: {type(error).__name__}: {error}"
                     failed.add(row.name)
-                    problems.append(str(error))
-                    log.error(str(error))
+                    problems.append(" ".join(says.split()))
+                    log.error(problems[-1])
     return problems
 
 
-def _identity(data: Path | None, sizes: Sizes) -> dict[str, Any]:
-    return {"data": data.resolve().name if data else "", "sizes": dataclasses.asdict(sizes)}  # no path of this machine
+def _identity(data: Path | None, sizes: Sizes, fold: Fold) -> dict[str, Any]:
+    """What the fold is made of, without any path of this machine: for tiles of the user also their names and sizes."""
+    identity: dict[str, Any] = {"data": "", "sizes": dataclasses.asdict(sizes)}
+    if data is None:
+        return identity
+    splits = ["train", *(["val"] if (fold.data / "val").is_dir() else []), *(test.split for test in fold.tests)]
+    tiles = [(split, tile) for split in splits for tile in find_tiles(fold.data, split)]
+    files = [(split, path) for split, tile in tiles for path in (tile.before, tile.after, tile.label) if path]
+    lines = [f"{split} {path.parent.name} {path.name} {path.stat().st_size}" for split, path in files]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    return identity | {"data": data.resolve().name, "tiles": digest}
+
+
+def _before(result: Result, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier result; keys that did not exist then had what is their default now.
+
+    Nor was it written down then which tiles there were; they pass for those of now.
+    """
+    defaults = json.loads(json.dumps(dataclasses.asdict(ModelConfig()) | dataclasses.asdict(TrainConfig())))
+    tiles = {"tiles": settings["tiles"]} if "tiles" in settings else {}
+    return defaults | tiles | result.settings
 
 
 def _finish(
@@ -119,7 +153,7 @@ def _finish(
     name = f"{protocol}/{row.name}/seed{seed}-{fold.name}"
     path, work = out / "results" / f"{name}.json", out / "trainings" / name
     if path.is_file():
-        before = read_result(path).settings
+        before = _before(read_result(path), settings)
         if before != settings:
             other = [key for key in sorted(before.keys() | settings) if before.get(key) != settings.get(key)]
             raise ConfigError(
@@ -135,7 +169,9 @@ def _finish(
         (work / state).unlink(missing_ok=True)
 
 
-def score_checkpoint(weights: Path, data: Path, split: str, out: Path, name: str = "", shifts: bool = False) -> Result:
+def score_checkpoint(
+    weights: Path, data: Path, split: str, out: Path, name: str = "", shifts: bool = False, tta: bool = False
+) -> Result:
     """Score a finished checkpoint on a folder of tiles, without training.
 
     Args:
@@ -143,34 +179,44 @@ def score_checkpoint(weights: Path, data: Path, split: str, out: Path, name: str
         data: folder of tiles.
         split: part of it.
         out: folder of results.
-        name: of the row; by default that of the file.
+        name: of the row; by default that of the file, and "+tta" where ``tta``.
         shifts: also the shift curve.
+        tta: score the mean over four mirror images, see :func:`hetecd.modality.mirrored`.
 
     Raises:
+        ConfigError: a row of this name holds results of another checkpoint.
         HetecdError: checkpoint or tiles cannot be used.
     """
     trained = from_checkpoint(weights)
+    settings = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "tta": tta}
+    row = name or weights.stem + ("+tta" if tta else "")
+    folder = out / "results" / "checkpoint" / row
+    for path in sorted(folder.glob("*.json")):
+        before = {"tta": False} | read_result(path).settings
+        if any(before.get(key) != settings[key] for key in ("sha256", "tta")):
+            raise ConfigError(f"{path}: found a result of another checkpoint or --tta; choose another name with --name")
+    if tta:
+        adds = None if trained.multiply_adds is None else 4 * trained.multiply_adds
+        trained = dataclasses.replace(trained, predictor=mirrored(trained.predictor), multiply_adds=adds)
     title = f"{data.resolve().name} {split}".strip()
     tests = [ScoredSet(title, data, split)]
     tests += [ScoredSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
     sets = {test.name: score(trained, test) for test in tests}
-    settings = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    row, fold = name or weights.stem, title.replace(" ", "-")
+    fold = title.replace(" ", "-")
     result = Result("checkpoint", row, 0, fold, settings, sets, **_costs(trained))
-    save(result, out / "results" / "checkpoint" / row / f"seed0-{fold}.json")
+    save(result, folder / f"seed0-{fold}.json")
     return result
 
 
 def _costs(trained: Trained) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    source = b"".join(path.read_bytes() for path in sorted(Path(hetecd.__file__).parent.glob("*.py")))
     return {
         "parameters": trained.parameters,
         "multiply_adds": trained.multiply_adds,
-        "minutes": round(trained.minutes, 2),
+        "minutes": None if trained.minutes is None else round(trained.minutes, 2),
         "epochs": trained.epochs,
-        "device": device,
-        "code": hashlib.sha256(source).hexdigest()[:12],
+        "device": None if trained.minutes is None else device,
+        "code": CODE,
     }
 
 

@@ -2,13 +2,10 @@
 
 import copy
 import dataclasses
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +14,7 @@ from hetecd.config import Role, TrainConfig
 from hetecd.data import Tile, TileDataset, find_tiles
 from hetecd.difference import OUT, Volumes
 from hetecd.errors import InputError
+from hetecd.evaluate import predict_tiles
 from hetecd.metrics import Boundary, Calibration, Confusion, boundary, calibration, confusion
 from hetecd.modality import Modality, Predictor
 
@@ -38,7 +36,7 @@ class Trained:
         ignore_255: labels are {0, 1, 255} and 255 does not count.
         parameters: how many numbers were learned; None where the question makes no sense.
         multiply_adds: of a pair of 256 x 256 px; None likewise.
-        minutes: of training, on whatever it ran on.
+        minutes: of training, on whatever it ran on; None where it is not known.
         epochs: of training; None where there are none.
     """
 
@@ -50,7 +48,7 @@ class Trained:
     ignore_255: bool = False
     parameters: int | None = None
     multiply_adds: int | None = None
-    minutes: float = 0.0
+    minutes: float | None = None
     epochs: int | None = None
 
 
@@ -115,30 +113,27 @@ def score(trained: Trained, test: ScoredSet, batch: int = 8) -> Counts:
     """Predict every tile of a set and count.
 
     Raises:
-        InputError: the set cannot be read, or its tiles are too small for the shift.
+        InputError: the set cannot be read, its tiles are too small for the shift, or a probability is not finite.
     """
     config = TrainConfig(before_is=trained.before_is, ignore_255=trained.ignore_255)
-    data = TileDataset(find_tiles(test.data, test.split), config, trained.optical, trained.sar, cache_bytes=0)
+    files = find_tiles(test.data, test.split)
+    tiles = _Shifted(files, config, trained.optical, trained.sar, cache_bytes=0)
+    tiles.shift_px = test.shift_px
     total = Counts()
-    for group in _batches(_tiles(data, test.shift_px), batch):
-        probs = trained.predictor(np.stack([t.optical for t in group]), np.stack([t.sar for t in group]))
-        labels = np.stack([t.label for t in group])
-        changed = probs >= trained.threshold
-        total += Counts(confusion(changed, labels), boundary(changed, labels), calibration(probs, labels))
+    for tile, prob in predict_tiles(trained.predictor, tiles, batch):
+        changed = prob >= trained.threshold
+        total += Counts(confusion(changed, tile.label), boundary(changed, tile.label), calibration(prob, tile.label))
     return total
 
 
-def _tiles(data: TileDataset, shift_px: int | None) -> Iterator[Tile]:
-    for index in range(len(data)):
-        tile = data.tile(index)
-        yield tile if shift_px is None else shifted(tile, shift_px, DIRECTIONS[index % len(DIRECTIONS)])
+class _Shifted(TileDataset):
+    """Tiles whose SAR is moved, see :attr:`ScoredSet.shift_px`."""
 
+    shift_px: int | None = None
 
-def _batches(tiles: Iterator[Tile], batch: int) -> Iterator[tuple[Tile, ...]]:
-    """Neighbours of one size, at most so many at a time."""
-    for _, same in itertools.groupby(tiles, key=lambda tile: tile.label.shape):
-        while group := tuple(itertools.islice(same, batch)):
-            yield group
+    def tile(self, index: int) -> Tile:
+        tile = super().tile(index)
+        return tile if self.shift_px is None else shifted(tile, self.shift_px, DIRECTIONS[index % len(DIRECTIONS)])
 
 
 def shifted(tile: Tile, shift_px: int, direction: tuple[int, int]) -> Tile:
@@ -163,8 +158,12 @@ def shifted(tile: Tile, shift_px: int, direction: tuple[int, int]) -> Tile:
 
 
 def parameters(net: nn.Module) -> int:
-    """Learned numbers; an encoder that a control on one date blanks does not count."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+    """Learned numbers that a map depends on.
+
+    Neither an encoder that a control on one date blanks counts nor the heads of deep supervision.
+    """
+    named = net.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and not name.startswith("decoder.heads."))
 
 
 def multiply_adds(net: nn.Module, optical_channels: int, sar_channels: int, edge_px: int = EDGE_PX) -> int:

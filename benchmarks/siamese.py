@@ -1,6 +1,7 @@
-"""Change networks of torchgeo, trained as ours: same tiles, epochs, optimiser, augmentation and losses.
+"""Change networks of torchgeo, trained as ours: same tiles, epochs, optimiser, augmentation, precision, running mean.
 
-Only the alignment loss is missing, which needs our encoders. They start from random weights, as all rows do. Runs in
+The losses of the map are the same, too; alignment and deep supervision do not apply, as they need our encoders and our
+decoder, nor does whatever else a recipe says about our network. They start from random weights, as all rows do. Runs in
 an environment of its own (`make bench-accuracy-torchgeo`).
 """
 
@@ -9,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,19 @@ import torch
 import torch.nn.functional as F
 from scoring import Trained, multiply_adds, parameters
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from hetecd.augment import augment
+from hetecd.augment import augment, cutmix
 from hetecd.config import TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
-from hetecd.errors import ConfigError
+from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
-from hetecd.losses import cross_entropy, soft_dice
+from hetecd.losses import cross_entropy, lovasz_hinge, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.modality import Floats, Modality, from_raw
 from hetecd.ops import keep_memory
-from hetecd.train import lr_factor
+from hetecd.train import lr_factor, running_mean
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "FCSiamConc": {"encoder_weights": None, "classes": 2},
@@ -80,18 +83,24 @@ def train_network(make: Callable[[int, int], nn.Module], data: Path, config: Tra
     Args:
         make: channels of optical and of SAR -> a network of both that gives logits (B, 2, H, W).
         data: folder with a split "train".
-        config: the training; alignment, workers and precision do not apply: it computes in float32.
+        config: the training; alignment, deep supervision, pretrained encoders and workers do not apply.
         out: folder for ``state.pt``; an interrupted training goes on after its last whole epoch.
 
     Raises:
         InputError: the data cannot be used.
+        CheckpointError: the interrupted training had other settings or tiles.
     """
     keep_memory()
     train_files, val_files, _ = split_tiles(data, config)
     optical, sar = fit_modalities(train_files, config)
     torch.manual_seed(config.seed)
     net = make(optical.channels, sar.channels)
-    run = _Run(net, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    identity = {
+        **{key: value for key, value in asdict(config).items() if key != "workers"},
+        "training tiles": [tile.name for tile in train_files], "validation tiles": [tile.name for tile in val_files],
+        "scaling": [asdict(optical), asdict(sar)],
+    }  # fmt: skip
+    run = _Run(net, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), identity)
     train_tiles = TileDataset(train_files, config, optical, sar, augment)
     val_tiles = TileDataset(val_files, config, optical, sar)
     sampler = EpochSampler(len(train_tiles), config.seed)
@@ -110,10 +119,13 @@ def train_network(make: Callable[[int, int], nn.Module], data: Path, config: Tra
 
 
 class _Run:
-    """A training that can be interrupted after every epoch."""
+    """A training that can be interrupted after every epoch and goes on if ``identity`` is the same."""
 
-    def __init__(self, net: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        self.net, self.config, self.device = net.to(device), config, device
+    def __init__(self, net: nn.Module, config: TrainConfig, device: torch.device, identity: dict[str, Any]) -> None:
+        self.net, self.config, self.device, self.identity = net.to(device), config, device, identity
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(net, multi_avg_fn=running_mean(config.ema), use_buffers=True)
         decayed = [p for p in net.parameters() if p.ndim > 1 or config.decay == "all"]
         free = [p for p in net.parameters() if not (p.ndim > 1 or config.decay == "all")]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
@@ -123,57 +135,85 @@ class _Run:
         self.epoch, self.seconds, self.iou = 0, 0.0, -math.inf
         self.best: dict[str, Tensor] = {}
 
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and kept: the running mean where there is one."""
+        return self.net if self.average is None else self.average.module
+
     def train(self, loader: DataLoader[dict[str, Any]], epoch: int) -> None:
-        """One epoch; chance is a function of (seed, epoch)."""
+        """One epoch; chance is a function of (seed, epoch, step)."""
         config, steps = self.config, len(loader)
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, epoch)).generate_state(1)[0]))
         self.net.train()
         for step, batch in enumerate(loader):
+            seed = int(np.random.SeedSequence((config.seed, epoch, step, 0)).generate_state(1)[0])
+            torch.manual_seed(seed)
+            if config.cutmix:
+                cutmix(batch, config.cutmix, torch.Generator().manual_seed(seed))
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(config, epoch * steps + step, config.epochs * steps)
-            logits, label = self._logits(batch), batch["label"].to(self.device)
-            loss = cross_entropy(logits, label, config.ce_weights) + config.dice_weight * soft_dice(logits, label)
+            loss = _loss(self._logits(self.net, batch), batch["label"].to(self.device), config)
             self.optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.clip or math.inf)
             if norm.isfinite():  # as ours: a step that overflowed is left out
                 self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.net)
 
     def validate(self, loader: DataLoader[dict[str, Any]]) -> float:
         """IoU of the changed class, pooled; NaN where neither map nor label has a change."""
-        self.net.eval()
+        self.result.eval()
         total = Confusion()
         with torch.no_grad():
             for batch in loader:
-                logits = self._logits(batch)
+                logits = self._logits(self.result, batch)
                 total += confusion((logits[:, 1] > logits[:, 0]).cpu().numpy(), batch["label"].numpy())
         return total.scores()["iou"]
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.net(batch["optical"].to(self.device), batch["sar"].to(self.device))
+    def _logits(self, net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return net(batch["optical"].to(self.device), batch["sar"].to(self.device))
 
     def keep(self, epoch: int, iou: float, seconds: float, path: Path) -> None:
         """Remember the best weights and write everything that going on needs."""
         if math.isnan(iou) or iou > self.iou:
             self.iou = self.iou if math.isnan(iou) else iou
-            self.best = copy.deepcopy(self.net.state_dict())
+            self.best = copy.deepcopy(self.result.state_dict())
         self.epoch, self.seconds = epoch + 1, self.seconds + seconds
         log.info("epoch %d/%d  val IoU %.4f  %.0f s", self.epoch, self.config.epochs, iou, seconds)
         state = {
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
-            "epoch": self.epoch, "seconds": self.seconds, "iou": self.iou,
+            "epoch": self.epoch, "seconds": self.seconds, "iou": self.iou, "identity": self.identity,
+            "average": None if self.average is None else self.average.state_dict(),
         }  # fmt: skip
         with replacing(path) as part:
             torch.save(state, part)
 
     def resume(self, path: Path) -> None:
-        """Go on where a training was interrupted, if there is one."""
+        """Go on where a training was interrupted, if there is one.
+
+        Raises:
+            CheckpointError: it had other settings or tiles.
+        """
         if not path.is_file():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
+        before = state.get("identity", {})
+        if other := [key for key, value in self.identity.items() if key not in before or before[key] != value]:
+            raise CheckpointError(
+                f"resume: {', '.join(other)} differ from before; use those of before, or remove {path.parent}"
+            )
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.epoch, self.seconds, self.iou = (state[key] for key in ("best", "epoch", "seconds", "iou"))
+
+
+def _loss(logits: Tensor, label: Tensor, config: TrainConfig) -> Tensor:
+    dice = soft_dice if config.dice == "soft" else released_dice
+    loss = cross_entropy(logits, label, config.ce_weights) + config.dice_weight * dice(logits, label)
+    return loss + config.lovasz_weight * lovasz_hinge(logits, label) if config.lovasz_weight else loss
 
 
 def _trained(net: nn.Module, config: TrainConfig, optical: Modality, sar: Modality, run: _Run) -> Trained:

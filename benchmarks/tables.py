@@ -1,7 +1,7 @@
 """Results as tables and figures: ``scores.csv``, ``tables.md``, ``shift-*.png``, ``reliability-*.png``.
 
 A score is that of the counts pooled over the folds of a seed; mean and standard deviation are those over the seeds or,
-where there is one seed, over its folds.
+where there is one seed, over its folds. Seeds that lack folds which others of the row have are left out.
 """
 
 import csv
@@ -31,6 +31,7 @@ SCORES = {
     "false_alarms": "false alarms",
 }
 QUIET_SCORES = ("ece", "false_alarms")  # what is defined on a set in which nothing changed
+MIXED = "†"
 SHIFT = "shift "  # how the sets of a shift curve are called
 Runs = Sequence[tuple[Result, Counts]]  # of one row on one set
 T = TypeVar("T")
@@ -69,8 +70,22 @@ def groups(found: Iterable[Result]) -> dict[tuple[str, str], dict[str, list[tupl
     return grouped
 
 
+def complete(runs: Runs) -> tuple[Runs, int]:
+    """The runs of the seeds that have all folds of the row, and how many seeds are left out.
+
+    Where no seed has all, those of the first seed that has the most.
+    """
+    folds: dict[int, set[str]] = {}
+    for result, _ in runs:
+        folds.setdefault(result.seed, set()).add(result.fold)
+    whole = [seed for seed in folds if folds[seed] == set().union(*folds.values())]
+    kept = whole or [max(sorted(folds), key=lambda seed: len(folds[seed]))]
+    return [(result, counts) for result, counts in runs if result.seed in kept], len(folds) - len(kept)
+
+
 def spread(runs: Runs) -> tuple[dict[str, list[float]], str]:
     """Scores (one per seed, or one per fold of the only seed) and what they are spread over, in words."""
+    runs, left_out = complete(runs)
     seeds = sorted({result.seed for result, _ in runs})
     folds = len({result.fold for result, _ in runs})
     if len(seeds) > 1:
@@ -78,6 +93,8 @@ def spread(runs: Runs) -> tuple[dict[str, list[float]], str]:
         over = f"{len(seeds)} seeds" + (f" ({len(runs)} trainings)" if folds > 1 else "")
     else:
         samples, over = [counts for _, counts in runs], f"{folds} folds" if folds > 1 else "one training"
+    if left_out:
+        over += f", {left_out} incomplete seed{'s' if left_out > 1 else ''} left out"
     # A strip of a scene in which nothing changed has no IoU that could be compared with those of the others.
     changed = [counts for counts in samples if counts.confusion.tp + counts.confusion.fn]
     scored = {key: samples if key in QUIET_SCORES else changed for key in SCORES}
@@ -86,6 +103,7 @@ def spread(runs: Runs) -> tuple[dict[str, list[float]], str]:
 
 def mean(runs: Runs, key: str) -> float:
     """The mean over seeds of a score pooled over folds."""
+    runs, _ = complete(runs)
     seeds = sorted({result.seed for result, _ in runs})
     pooled = [sum((c for r, c in runs if r.seed == seed), Counts()).scores()[key] for seed in seeds]
     return statistics.fmean(pooled)
@@ -122,15 +140,26 @@ def _table(title: str, rows: Mapping[str, Runs]) -> str:
     keys = tuple(SCORES) if any(c.tp + c.fn for c in counts) else QUIET_SCORES
     heads = [*(SCORES[key] for key in keys), "parameters, M", "multiply-adds, G", "minutes", "epochs", "over"]
     lines = [f"## {title}\n", f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for row, runs in rows.items():
+    for row, found in rows.items():
+        runs, _ = complete(found)
         first = runs[0][0]
-        minutes = statistics.fmean(result.minutes for result, _ in runs)
+        known = [result.minutes for result, _ in runs if result.minutes is not None]
+        minutes = statistics.fmean(known) if known else None
         costs = [
             _scaled(first.parameters, 1e6, 2), _scaled(first.multiply_adds, 1e9, 1), _scaled(minutes, 1, 1),
-            _scaled(first.epochs, 1, 0), spread(runs)[1],
+            _scaled(first.epochs, 1, 0), spread(found)[1],
         ]  # fmt: skip
-        lines.append(f"| {row} | {' | '.join([*(cell(runs, key) for key in keys), *costs])} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {row}{_mark(runs)} | {' | '.join([*(cell(runs, key) for key in keys), *costs])} |")
+    return "\n".join(lines) + "\n" + _footnote(rows.values())
+
+
+def _mark(runs: Runs) -> str:
+    """A sign behind the name of a row whose results are of different versions of the code."""
+    return MIXED if len({result.code for result, _ in complete(runs)[0]}) > 1 else ""
+
+
+def _footnote(rows: Iterable[Runs]) -> str:
+    return f"\n{MIXED} Pools results of different versions of the code.\n" if any(map(_mark, rows)) else ""
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
@@ -150,9 +179,11 @@ def _curves(grouped: Groups, protocol: str) -> dict[str, dict[int, Runs]]:
 def _shift_table(title: str, curves: Mapping[str, Mapping[int, Runs]]) -> str:
     shifts = sorted({px for curve in curves.values() for px in curve})
     lines = [f"## {title}\n", f"| | {' | '.join(str(px) for px in shifts)} |", f"|---|{'---|' * len(shifts)}"]
+    pooled = {row: [run for runs in curve.values() for run in complete(runs)[0]] for row, curve in curves.items()}
     for row, curve in curves.items():
-        lines.append(f"| {row} | {' | '.join(cell(curve[px], 'iou') if px in curve else '–' for px in shifts)} |")
-    return "\n".join(lines) + "\n"
+        cells = " | ".join(cell(curve[px], "iou") if px in curve else "–" for px in shifts)
+        lines.append(f"| {row}{_mark(pooled[row])} | {cells} |")
+    return "\n".join(lines) + "\n" + _footnote(pooled.values())
 
 
 def _write_csv(found: Sequence[Result], path: Path) -> None:
@@ -188,7 +219,7 @@ def _draw_shifts(axis: Axes, curves: Mapping[str, Mapping[int, Runs]]) -> None:
 def _draw_reliability(axis: Axes, rows: Mapping[str, Runs]) -> None:
     axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for i, (row, runs) in enumerate(rows.items()):
-        bins = sum((counts for _, counts in runs), Counts()).calibration
+        bins = sum((counts for _, counts in complete(runs)[0]), Counts()).calibration
         points = [(p / n, k / n) for n, p, k in zip(bins.counts, bins.probs, bins.changed, strict=True) if n]
         axis.plot(*zip(*points, strict=True), "o-", markersize=3, color=f"C{i % 10}", label=row)
     axis.set_xlabel("probability of change")

@@ -25,3 +25,4 @@ def prepare() -> None:
             DECLARED.append(torch.library.Library("torchvision", "DEF"))
             for name in ("nms", "qnms"):
                 DECLARED[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            return

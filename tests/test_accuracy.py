@@ -3,31 +3,40 @@
 import csv
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import accuracy
 import numpy as np
+import protocols
 import pytest
+import rasterio
 import torch
 from affine import Affine
 from boosting import features
 from plain import PlainHeteCD
 from protocols import PAIRS, PROTOCOLS, Sizes, cut_scene
 from rows import configs, read_rows, train
-from runs import read_result, results, run, score_checkpoint
-from scoring import SHIFTS_PX, Counts, ScoredSet, multiply_adds, parameters, score, shifted
+from runs import Result, read_result, results, run, save, score_checkpoint
+from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, multiply_adds, parameters, score, shifted
 from siamese import train_network
-from tables import cell, groups, write_tables
+from tables import cell, groups, spread, write_tables
 from torch import Tensor, nn
 
 from hetecd.config import ModelConfig
 from hetecd.data import Tile, find_tiles
-from hetecd.errors import ConfigError, InputError
+from hetecd.errors import CheckpointError, ConfigError, InputError
 from hetecd.evaluate import score as evaluate
 from hetecd.metrics import Calibration, Confusion
+from hetecd.modality import Modality, mirrored
 from hetecd.model import HeteCD
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.weights import load, predictor
+from hetecd.weights import save as save_weights
 
 SMALL = Sizes(folds=4, train_scenes=2, test_scenes=3, scene_px=192, tile_px=64)
 ROWS = """
@@ -70,6 +79,16 @@ def test_counting_leaves_the_network_alone() -> None:
     assert parameters(net) == sum(p.numel() for p in net.parameters()) - sum(
         p.numel() for p in net.optical_encoder.parameters()
     )
+    plain = ModelConfig(encoder="mit_b0", width=8)
+    supervised = HeteCD(dataclasses.replace(plain, deep_supervision=True))
+    assert parameters(supervised) == parameters(HeteCD(plain))
+
+
+def test_no_score_of_numbers_that_are_not_finite(tiles: Path) -> None:
+    optical, sar = Modality((1,), (0.0,), (1.0,)), Modality((1,), (0.0,), (1.0,))
+    broken = Trained(lambda optical, sar: np.full_like(sar[:, 0], np.nan), optical, sar)
+    with pytest.raises(InputError, match="no finite numbers"):
+        score(broken, ScoredSet("test", tiles, "test", 1))
 
 
 def test_pooled_counts_and_their_scores() -> None:
@@ -155,6 +174,52 @@ def test_tiles_of_a_scene_cover_it_once(shape: tuple[int, int], tmp_path: Path) 
         PROTOCOLS["pairs"](tmp_path, tmp_path / "work", SMALL)
 
 
+def test_only_scenes_without_holes_are_cut(tmp_path: Path) -> None:
+    grid = Grid(None, Affine.identity(), 64, 64)
+    image = np.ones((1, 64, 64), np.float32)
+    write_raster(tmp_path / "pre.tif", image, grid)
+    write_raster(tmp_path / "post.tif", image, grid)
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 32:] = 1
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint8", "nodata": 7}
+    with rasterio.open(tmp_path / "label.png", "w", **profile) as file:
+        file.write(label, 1)
+    cut_scene(tmp_path, tmp_path / "cut", 1)
+    (tile,) = find_tiles(tmp_path / "cut", "")
+    assert tile.label is not None
+    np.testing.assert_array_equal(read_raster(tile.label).array[0], label * 255)
+    label[3, 3] = 7
+    with rasterio.open(tmp_path / "label.png", "w", **profile) as file:
+        file.write(label, 1)
+    with pytest.raises(InputError, match="found 1 pixels that do not count"):
+        cut_scene(tmp_path, tmp_path / "other", 1)
+    write_raster(tmp_path / "label.png", image.astype(np.uint8), grid)
+    image[0, 5, :2] = np.nan
+    write_raster(tmp_path / "post.tif", image, grid)
+    with pytest.raises(InputError, match="found 2 invalid pixels"):
+        cut_scene(tmp_path, tmp_path / "other", 1)
+
+
+def test_cut_data_are_made_anew_when_what_makes_them_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, work = tmp_path / "scenes" / "gloucester2", tmp_path / "work"
+    grid = Grid(None, Affine.identity(), 64, 256)
+    for value in (1, 2):
+        image = np.full((1, 64, 256), value, np.uint8)
+        image[0, 0, : 9 * value] = 9  # nothing depends on the resolution of the file system's clock
+        write_raster(scene / "pre.tif", image, grid)
+        write_raster(scene / "post.tif", image, grid)
+        write_raster(scene / "label.png", np.full_like(image, 255), grid)
+        fold, *_ = PROTOCOLS["pairs"](scene.parent, work, SMALL)
+        assert read_raster(find_tiles(fold.data, "test")[0].before).array[0, -1, -1] == value
+    sizes = Sizes(train_scenes=1, test_scenes=1, scene_px=64, tile_px=64)
+    (before,) = PROTOCOLS["synthetic"](None, work, sizes)
+    program = tmp_path / "protocols.py"
+    program.write_text("TRAIN_SEED = 21_000\n")
+    monkeypatch.setattr(protocols, "HERE", program)
+    (after,) = PROTOCOLS["synthetic"](None, work, sizes)
+    assert before.data != after.data
+
+
 def test_synthetic_sets_are_what_they_say(tmp_path: Path, rows_file: Path) -> None:
     (fold,) = PROTOCOLS["synthetic"](None, tmp_path, SMALL)
     sets = {test.name: test for test in fold.tests}
@@ -195,6 +260,8 @@ def test_rows_refuse_what_they_do_not_know(tmp_path: Path) -> None:
         ("a: {recipe: quick.yaml, settings: {widht: 8}}", "unknown recipe keys widht"),
         ("a: {recipe: quick.yaml, kind: svm}", "kind 'svm'"),
         ("a: {recipes: quick.yaml}", "recipes"),
+        ("a: {recipe: quick.yaml, kind: boosting, options: {pixel: 8}}", "'pixel'; did you mean 'pixels'"),
+        ("a: {recipe: quick.yaml, options: {pixels: 8}}", "kind hetecd has none"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=says):
@@ -202,6 +269,21 @@ def test_rows_refuse_what_they_do_not_know(tmp_path: Path) -> None:
     path.write_text("a: {recipe: quick.yaml, settings: {width: wide}}")
     with pytest.raises(ConfigError, match="row a"):
         configs(read_rows(path=path)[0], 0, {})
+    path.write_text("a: {recipe: quick.yaml, kind: boosting, settings: {modalities: sar}}")
+    with pytest.raises(ConfigError, match="knows neither modalities"):
+        train(read_rows(path=path)[0], tmp_path, 0, {}, tmp_path / "out")
+
+
+def test_a_row_that_breaks_does_not_stop_the_others(tiles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    small = "kind: boosting, recipe: quick.yaml"
+    path.write_text(
+        f"broken: {{{small}, options: {{pixels: many}}}}\nwhole: {{{small}, options: {{pixels: 60, iterations: 2}}}}"
+    )
+    problems = run("public", read_rows(path=path), [0, 1], tmp_path, tiles, SMALL)
+    assert len(problems) == 1
+    assert problems[0].startswith("row broken: TypeError: ")
+    assert [(result.row, result.seed) for result in results(tmp_path)] == [("whole", 0), ("whole", 1)]
 
 
 def test_finished_trainings_are_not_repeated(finished: Path, tiles: Path, rows_file: Path) -> None:
@@ -216,6 +298,69 @@ def test_finished_trainings_are_not_repeated(finished: Path, tiles: Path, rows_f
     problems = run("blocks", rows[:1], [0], finished, tiles, SMALL, epochs=2)
     assert len(problems) == 1
     assert "other settings (epochs)" in problems[0]
+
+
+def test_results_from_before_a_setting_existed_count(
+    finished: Path, tiles: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    rows, place = read_rows(["boosting"], rows_file), "results/blocks/boosting"
+    shutil.copytree(finished / place, tmp_path / place)
+    for path in sorted((tmp_path / place).glob("*.json")):
+        content = json.loads(path.read_text())
+        for key in ("ema", "deep_supervision", "ce_weights", "tiles"):
+            del content["settings"][key]
+        path.write_text(json.dumps(content))
+    assert not run("blocks", rows, [0], tmp_path, tiles, SMALL, epochs=1)
+    content["settings"]["ema"] = 0.9
+    path.write_text(json.dumps(content))
+    (problem,) = run("blocks", rows, [0], tmp_path, tiles, SMALL, epochs=1)
+    assert "other settings (ema)" in problem
+
+
+def test_other_tiles_in_a_folder_of_that_name_are_other_settings(
+    finished: Path, tiles: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    data, place = tmp_path / tiles.name, "results/blocks/boosting"
+    shutil.copytree(finished / place, tmp_path / place)
+    shutil.copytree(tiles, data)
+    rows = read_rows(["boosting"], rows_file)
+    assert not run("blocks", rows, [0], tmp_path, data, SMALL, epochs=1)
+    tile = find_tiles(data, "train")[0]
+    for path in (tile.before, tile.after, tile.label):
+        assert path is not None
+        path.rename(path.with_stem("00000_renamed"))
+    (problem,) = run("blocks", rows, [0], tmp_path, data, SMALL, epochs=1)
+    assert "other settings (tiles)" in problem
+
+
+def _result(seed: int, fold: str, tp: int, **other: Any) -> Result:
+    counts = Counts(Confusion(tn=50, fp=10, fn=10, tp=tp), calibration=Calibration((9,) * 15, (4.0,) * 15, (3,) * 15))
+    sets = {"held-out blocks": counts, "shift 0": counts}
+    costs = {"parameters": 1, "multiply_adds": 1, "minutes": 1.0, "epochs": 1, "device": "CPU", "code": "a"}
+    return Result(
+        **{**costs, "protocol": "blocks", "row": "net", "settings": {}, **other}, seed=seed, fold=fold, sets=sets
+    )
+
+
+def test_seeds_that_lack_folds_are_not_pooled(tmp_path: Path) -> None:
+    found = [_result(0, "a", 20), _result(0, "b", 30), _result(1, "a", 90)]
+    runs = groups(found)["blocks", "held-out blocks"]["net"]
+    whole = groups(found[:2])["blocks", "held-out blocks"]["net"]
+    assert cell(runs, "iou") == cell(whole, "iou")
+    assert spread(runs)[1] == "2 folds, 1 incomplete seed left out"
+    runs = groups([*found, _result(1, "b", 20), _result(2, "b", 0)])["blocks", "held-out blocks"]["net"]
+    assert spread(runs)[1] == "2 seeds (4 trainings), 1 incomplete seed left out"
+
+
+def test_rows_of_several_versions_of_the_code_are_marked(tmp_path: Path) -> None:
+    found = [_result(0, "a", 20), _result(1, "a", 30), _result(0, "a", 9, row="same")]
+    for result in found:
+        save(result, tmp_path / "results" / "blocks" / result.row / f"seed{result.seed}-a.json")
+    assert "†" not in write_tables(tmp_path)
+    save(dataclasses.replace(found[1], code="b"), tmp_path / "results/blocks/net/seed1-a.json")
+    text = write_tables(tmp_path)
+    assert text.count("| net† |") == text.count("† Pools results of different versions of the code.") == 2
+    assert text.count("| same |") == 2
 
 
 def test_tables_pool_folds(finished: Path) -> None:
@@ -246,6 +391,8 @@ def test_a_training_that_was_not_scored_goes_on_instead_of_anew(
     assert second.minutes == first.minutes > 0
     test = ScoredSet("test", tiles, "test")
     assert score(first, test) == score(second, test)
+    with pytest.raises(CheckpointError, match=f"epochs 2 -> 3.*; or remove {tmp_path}"):
+        train(row, tiles, 0, {"epochs": 3}, tmp_path)
 
 
 def test_checkpoint_scores_as_evaluate_does(decided: Path, tiles: Path, tmp_path: Path) -> None:
@@ -259,6 +406,29 @@ def test_checkpoint_scores_as_evaluate_does(decided: Path, tiles: Path, tmp_path
     assert read_result(path) == result
     write_tables(tmp_path)
     assert (tmp_path / "shift-checkpoint.png").is_file()
+    assert result.minutes is result.device is None  # nobody knows how it was trained
+    flags = ["--data", str(tiles), "--out", str(tmp_path)]
+    assert accuracy.main(["checkpoint", str(decided), *flags, "--tta"]) == 0
+    (mean,) = [found for found in results(tmp_path) if found.row == f"{decided.stem}+tta"]
+    expected = evaluate(mirrored(predictor(net)), net.info, tiles)
+    assert mean.sets[f"{tiles.name} test"].scores()["iou"] == pytest.approx(expected["iou"])
+    assert result.multiply_adds is not None
+    assert mean.multiply_adds == 4 * result.multiply_adds
+
+
+def test_another_checkpoint_does_not_replace_the_results_of_one(
+    decided: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_checkpoint(decided, tiles, "test", tmp_path)
+    net = load(decided)
+    assert net.info is not None
+    other = tmp_path / decided.name
+    save_weights(other, net, dataclasses.replace(net.info, threshold=0.9))
+    arguments = ["checkpoint", str(other), "--data", str(tiles), "--out", str(tmp_path)]
+    assert accuracy.main(arguments) == 1
+    assert "--name" in capsys.readouterr().err
+    assert accuracy.main([*arguments, "--name", "other"]) == 0
+    assert {result.row for result in results(tmp_path)} == {decided.stem, "other"}
 
 
 class TinyNet(nn.Module):
@@ -275,7 +445,8 @@ class TinyNet(nn.Module):
 def test_foreign_networks_train_and_go_on_after_an_interruption(
     tiles: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configs(read_rows(["tiny"], rows_file)[0], 0, {"epochs": 3})[1]
+    settings = {"epochs": 3, "ema": 0.9, "cutmix": 0.5, "precision": "bf16"}
+    config = configs(read_rows(["tiny"], rows_file)[0], 0, settings)[1]
     whole = train_network(TinyNet, tiles, config, tmp_path / "whole")
     assert whole.parameters == 5 * 2 * 9 + 2
     assert whole.multiply_adds == 5 * 2 * 9 * 256 * 256
@@ -292,6 +463,33 @@ def test_foreign_networks_train_and_go_on_after_an_interruption(
     parts = train_network(TinyNet, tiles, config, tmp_path / "parts")
     test = ScoredSet("test", tiles, "test")
     assert score(parts, test) == score(whole, test)
+    with pytest.raises(CheckpointError, match="resume: lr differ from before"):
+        train_network(TinyNet, tiles, dataclasses.replace(config, lr=0.5), tmp_path / "parts")
+
+
+def test_foreign_networks_follow_the_recipe(tiles: Path, rows_file: Path, tmp_path: Path) -> None:
+    config = configs(read_rows(["tiny"], rows_file)[0], 0, {"epochs": 1, "lr": 0.05})[1]
+    test = ScoredSet("test", tiles, "test")
+    plain = score(train_network(TinyNet, tiles, config, tmp_path / "plain"), test)
+    changes: dict[str, Any] = {
+        "cutmix": 1.0, "ema": 0.9, "lovasz_weight": 0.5, "dice": "released", "precision": "bf16",
+    }  # fmt: skip
+    for key, value in changes.items():
+        changed = train_network(TinyNet, tiles, dataclasses.replace(config, **{key: value}), tmp_path / key)
+        assert score(changed, test) != plain, key
+
+
+def test_torchvision_that_does_not_load_is_declared_once(tmp_path: Path) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    for name in ("__init__.py", "_C.so", "_C_stable.so"):
+        (package / name).touch()
+    program = "import vision; vision.prepare(); vision.prepare(); print(len(vision.DECLARED))"
+    path = os.pathsep.join([str(tmp_path), str(Path(accuracy.__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True
+    )
+    assert done.stdout.strip() == b"1", done.stderr
 
 
 def test_the_program(finished: Path, tiles: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

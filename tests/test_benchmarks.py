@@ -1,5 +1,6 @@
 """The yardstick of the speed tables is the published network too; pictures show what they should."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from plain import PlainHeteCD
 from examples import main as examples
 from hetecd.convert import UNUSED
 from hetecd.raster import read_raster
+from hetecd.synth import write_tiles
+from hetecd.weights import load, save
 
 
 @pytest.mark.parametrize("name", ["C_e64_1x64", "D_e64_1x96x160"])
@@ -37,3 +40,17 @@ def test_examples_show_every_tile_once_and_every_network(decided: Path, tiles: P
     assert sizes[1][1] > sizes[0][1]  # a column more
     assert sizes[2][0] > 2 * sizes[0][0]  # all tiles with change, none twice
     assert sizes[2][0] < 10 * sizes[0][0] / 3
+
+
+def test_no_examples_where_nothing_changes(decided: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiles(tmp_path, "test", (100,), tile_px=64, scene_px=64, change=False)
+    net = load(decided)
+    assert net.info is not None
+    with torch.no_grad():
+        net.decoder.head[3].weight.zero_()
+        net.decoder.head[3].bias.zero_()
+    weights = tmp_path / "quiet.safetensors"
+    save(weights, net, dataclasses.replace(net.info, threshold=0.9))
+    with pytest.raises(SystemExit):
+        examples([str(tmp_path), "-o", str(tmp_path / "examples.png"), "--weights", f"a={weights}"])
+    assert "found no change in split 'test'" in capsys.readouterr().err
