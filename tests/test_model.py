@@ -70,7 +70,7 @@ def test_parity_of_logits_features_and_losses(name: str, published: dict[int, He
     with torch.no_grad():
         logits, features = net(optical, sar, features=True)
     assert np.abs(logits.numpy() - arrays["logits"]).max() < 1e-4
-    for date, maps in enumerate(features, start=1):
+    for date, maps in enumerate((features.optical, features.sar), start=1):
         for scale, found in zip(("c3", "c4"), maps, strict=True):
             assert np.abs(found[:, :8].numpy() - arrays[f"feat{date}_{scale}_first8"]).max() < 1e-4
     wanted = facts["losses"]
