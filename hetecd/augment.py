@@ -89,7 +89,7 @@ def _geometry(
     col = int(torch.randint(width - w + 1, (), generator=rng))
 
     window = (slice(None), slice(row, row + h), slice(col, col + w))
-    angle = math.radians(_uniform(rng, -config.rotate, config.rotate))
+    angle = math.radians(_uniform(rng, -config.rotate, config.rotate)) if config.rotate else 0.0
     out = []
     # Both dates at once: bilinear resampling of three channels takes as long as of six.
     for part in (torch.cat([optical[window], sar[window]])[None], label[None][window][None].clone()):
