@@ -31,7 +31,7 @@ from hetecd.losses import cross_entropy, lovasz_hinge, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.modality import Floats, Modality, from_raw
 from hetecd.ops import keep_memory
-from hetecd.train import lr_factor, running_mean
+from hetecd.train import lr_factor, parameter_groups, running_mean
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "FCSiamConc": {"encoder_weights": None, "classes": 2},
@@ -126,12 +126,7 @@ class _Run:
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = AveragedModel(net, multi_avg_fn=running_mean(config.ema), use_buffers=True)
-        decayed = [p for p in net.parameters() if p.ndim > 1 or config.decay == "all"]
-        free = [p for p in net.parameters() if not (p.ndim > 1 or config.decay == "all")]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
-        if free:
-            groups.append({"params": free, "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(net, config), lr=config.lr)
         self.epoch, self.seconds, self.iou = 0, 0.0, -math.inf
         self.best: dict[str, Tensor] = {}
 

@@ -220,11 +220,7 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then a polynomial decline, per step."""
         config = self.config
-        decayed = [p for p in self.model.parameters() if p.ndim > 1 or config.decay == "all"]
-        free = [p for p in self.model.parameters() if not (p.ndim > 1 or config.decay == "all")]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-        if free:
-            groups.append({"params": free, "weight_decay": 0.0})
+        groups = parameter_groups(self.model, config)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
@@ -341,6 +337,14 @@ class Keep(Callback):
             "epoch %d/%d  loss %.4f  val IoU %s  %.0f s",
             epoch + 1, trainer.max_epochs, row["loss"], scores["iou"], row["seconds"],
         )  # fmt: skip
+
+
+def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The parameters that decay and, if there are any, those that do not, as an optimiser takes them."""
+    decayed = [p for p in model.parameters() if p.ndim > 1 or config.decay == "all"]
+    free = [p for p in model.parameters() if not (p.ndim > 1 or config.decay == "all")]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    return [*groups, {"params": free, "weight_decay": 0.0}] if free else groups
 
 
 def running_mean(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
