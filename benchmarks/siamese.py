@@ -27,11 +27,10 @@ from hetecd.config import TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
-from hetecd.losses import cross_entropy, lovasz_hinge, released_dice, soft_dice
 from hetecd.metrics import Confusion, confusion
 from hetecd.modality import Floats, Modality, from_raw
 from hetecd.ops import keep_memory
-from hetecd.train import lr_factor, parameter_groups, running_mean
+from hetecd.train import lr_factor, parameter_groups, running_mean, segmentation_terms
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "FCSiamConc": {"encoder_weights": None, "classes": 2},
@@ -146,7 +145,8 @@ class _Run:
                 cutmix(batch, config.cutmix, torch.Generator().manual_seed(seed))
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(config, epoch * steps + step, config.epochs * steps)
-            loss = _loss(self._logits(self.net, batch), batch["label"].to(self.device), config)
+            terms = segmentation_terms(self._logits(self.net, batch), batch["label"].to(self.device), config)
+            loss = torch.stack(list(terms.values())).sum()
             self.optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.clip or math.inf)
@@ -203,12 +203,6 @@ class _Run:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.epoch, self.seconds, self.iou = (state[key] for key in ("best", "epoch", "seconds", "iou"))
-
-
-def _loss(logits: Tensor, label: Tensor, config: TrainConfig) -> Tensor:
-    dice = soft_dice if config.dice == "soft" else released_dice
-    loss = cross_entropy(logits, label, config.ce_weights) + config.dice_weight * dice(logits, label)
-    return loss + config.lovasz_weight * lovasz_hinge(logits, label) if config.lovasz_weight else loss
 
 
 def _trained(net: nn.Module, config: TrainConfig, optical: Modality, sar: Modality, run: _Run) -> Trained:

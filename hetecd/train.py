@@ -182,13 +182,7 @@ class Training(pl.LightningModule):
 
     def _terms(self, logits: Tensor, features: Features, label: Tensor) -> dict[str, Tensor]:
         config = self.config
-        dice = losses.soft_dice if config.dice == "soft" else losses.released_dice
-        terms = {
-            "ce": losses.cross_entropy(logits, label, config.ce_weights),
-            "dice": config.dice_weight * dice(logits, label),
-        }
-        if config.lovasz_weight:
-            terms["lovasz"] = config.lovasz_weight * losses.lovasz_hinge(logits, label)
+        terms = segmentation_terms(logits, label, config)
         if features.scales:
             terms["deep"] = config.deep_weight * losses.deep_supervision(features.scales, label)
         # A blanked date has nothing to be aligned with.
@@ -337,6 +331,18 @@ class Keep(Callback):
             "epoch %d/%d  loss %.4f  val IoU %s  %.0f s",
             epoch + 1, trainer.max_epochs, row["loss"], scores["iou"], row["seconds"],
         )  # fmt: skip
+
+
+def segmentation_terms(logits: Tensor, label: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    """The losses of the map alone, weighted: logits (B, 2, H, W), label (B, H, W)."""
+    dice = losses.soft_dice if config.dice == "soft" else losses.released_dice
+    terms = {
+        "ce": losses.cross_entropy(logits, label, config.ce_weights),
+        "dice": config.dice_weight * dice(logits, label),
+    }
+    if config.lovasz_weight:
+        terms["lovasz"] = config.lovasz_weight * losses.lovasz_hinge(logits, label)
+    return terms
 
 
 def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
