@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -17,6 +18,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio._path import _parse_path, _vsi_path
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
@@ -41,6 +43,8 @@ from hetecd.tiles import Window
 
 # GDAL approximates a warp by straight pieces off by up to 1/8 of a pixel unless told otherwise; 1/100 costs nothing.
 WARP_TOLERANCE_PX = 0.01
+# What the pixels of two files without CRS lie in while one of them is moved; any plane will do.
+PLANE = CRS.from_wkt('LOCAL_CS["pixels",UNIT["metre",1]]')
 
 
 class Pair:
@@ -95,6 +99,7 @@ def open_pair(
     before_is: Role,
     optical: Modality,
     sar: Modality,
+    sar_move: Affine | None = None,
 ) -> Iterator[Pair]:
     """Open two images on the grid of the optical one; SAR is warped onto it as it is read (bilinear, minding nodata).
 
@@ -106,6 +111,9 @@ def open_pair(
         before_is: which of the two the earlier date is.
         optical: which bands are read from the optical file.
         sar: which bands are read from the SAR file.
+        sar_move: corrects where the SAR image lies (see :mod:`hetecd.align`): what is at pixel (col, row) of the grid
+            is found where the SAR image, by its georeference, would lie at pixel ``sar_move @ (col, row)``. It becomes
+            part of the one warp.
 
     Raises:
         InputError: a file is missing, no raster or has too few bands; only one has a CRS; they do not overlap.
@@ -117,13 +125,14 @@ def open_pair(
         for data, modality, path in ((optical_data, optical, optical_path), (sar_data, sar, sar_path)):
             check_numbers(data, modality.bands, path)
         grid, sar_grid = grid_of(optical_data), grid_of(sar_data)
-        if _same_pixels(grid, sar_grid, optical_path, sar_path):
+        if _same_pixels(grid, sar_grid, optical_path, sar_path) and sar_move is None:
             read_sar = _reader(sar_data, sar.bands, sar_path)
         else:
             distinct = sorted(set(sar.bands))
+            target, source = _planes(grid, sar_grid, sar_move or Affine.identity())
             try:
-                _check_overlap(grid, sar_grid, optical_path, sar_path)
-                warped = stack.enter_context(_warp(stack, sar_data, distinct, grid))
+                _check_overlap(target, source, optical_path, sar_path)
+                warped = stack.enter_context(_warp(stack, sar_data, distinct, source, target))
             except (RasterioError, CPLE_BaseError, CRSError) as error:
                 raise InputError(
                     f"{sar_path}: cannot be brought to the CRS of {optical_path} ({one_line(error)}); check both CRS"
@@ -172,6 +181,14 @@ def _same_pixels(grid: Grid, sar_grid: Grid, optical_path: Path | str, sar_path:
     return True
 
 
+def _planes(grid: Grid, sar_grid: Grid, sar_move: Affine) -> tuple[Grid, Grid]:
+    """The grid on which to read the moved SAR image, and that on which it lies; in pixels where there is no CRS."""
+    if grid.crs is None:
+        plane = replace(grid, crs=PLANE, transform=Affine.identity())
+        return replace(plane, transform=sar_move), plane
+    return replace(grid, transform=grid.transform @ sar_move), sar_grid
+
+
 def _pixel_of(source: Grid, target: Grid, cols: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64]:
     """Pixel coordinates (2, n) as (col, row) in ``target`` of those in ``source``; infinite where there is none."""
     x, y = source.transform @ (cols, rows)
@@ -199,12 +216,11 @@ def _box(grid: Grid) -> str:
     return f"[{', '.join(f'{v:.7g}' for v in grid.bounds)}] in {grid.crs}"
 
 
-def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid) -> Any:
-    """Virtual dataset of the bands on the grid, float32 with NaN as nodata.
+def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], source_grid: Grid, grid: Grid) -> Any:
+    """Virtual dataset of the bands, which lie on ``source_grid``, on ``grid``; float32 with NaN as nodata.
 
     Every way to mark invalid pixels becomes NaN first, in a virtual float32 copy: the warp knows one way only.
     """
-    source_grid = grid_of(dataset)
     # Left to itself GDAL guesses the reduction from what a block holds, and smooths blocks at the border less.
     middle = np.array([source_grid.width, source_grid.height]) / 2
     cols, rows = middle[0] + np.array([0.0, 1, 0]), middle[1] + np.array([0.0, 0, 1])
@@ -213,7 +229,7 @@ def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid) ->
     extras = {}
     if np.isfinite(scale).all():
         extras = {"XSCALE": repr(min(1.0, float(scale[0]))), "YSCALE": repr(min(1.0, float(scale[1])))}
-    source = stack.enter_context(rasterio.open(_float_copy(dataset, numbers)))
+    source = stack.enter_context(rasterio.open(_float_copy(dataset, numbers, source_grid)))
     return WarpedVRT(
         source,
         crs=grid.crs,
@@ -229,12 +245,13 @@ def _warp(stack: ExitStack, dataset: Any, numbers: Sequence[int], grid: Grid) ->
     )
 
 
-def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
-    """GDAL's XML for a virtual float32 copy of some bands in which invalid pixels are NaN."""
+def _float_copy(dataset: Any, numbers: Sequence[int], grid: Grid) -> str:
+    """GDAL's XML for a virtual float32 copy of some bands, lying on ``grid``, in which invalid pixels are NaN."""
+    assert grid.crs is not None
     lines = [
-        f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">',
-        f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>",
-        f"<GeoTransform>{', '.join(map(repr, dataset.transform.to_gdal()))}</GeoTransform>",
+        f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">',
+        f"<SRS>{escape(grid.crs.to_wkt())}</SRS>",
+        f"<GeoTransform>{', '.join(map(repr, grid.transform.to_gdal()))}</GeoTransform>",
     ]
     name = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
     alpha_is_data = alpha_band(dataset) in numbers

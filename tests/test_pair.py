@@ -23,6 +23,7 @@ WGS84 = CRS.from_epsg(4326)
 ONE = uint8_modality((1,))
 # Middle of both: 15 E, 45.2 N. The optical image is rotated and has oblong pixels.
 OPTICAL = Grid(UTM, Affine.translation(500_000, 5_005_000) @ Affine.rotation(20) @ Affine.scale(10, -8), 300, 260)
+MOVE = Affine.translation(7.3, -12.6) @ Affine.rotation(1.2) @ Affine.scale(1.01)
 SAR = Grid(WGS84, Affine(0.00012, 0, 14.97, 0, -0.0001, 45.22), 500, 600)
 
 
@@ -45,9 +46,9 @@ def files(tmp_path):
     return optical, save(tmp_path / "sar.tif", SAR, ground(SAR).astype(np.float32))
 
 
-def read(optical, sar, window=None, optical_modality=ONE, sar_modality=ONE, before_is="optical"):
+def read(optical, sar, window=None, optical_modality=ONE, sar_modality=ONE, before_is="optical", sar_move=None):
     before, after = (optical, sar) if before_is == "optical" else (sar, optical)
-    with open_pair(before, after, before_is, optical_modality, sar_modality) as pair:
+    with open_pair(before, after, before_is, optical_modality, sar_modality, sar_move) as pair:
         return pair.read(window or Window(0, 0, *pair.grid.shape))
 
 
@@ -70,6 +71,31 @@ def test_sar_lands_where_it_belongs(files):
     assert valid.mean() > 0.9
 
 
+def test_a_moved_sar_image_is_found_where_the_move_says(files):
+    _, sar, valid = read(*files, sar_move=MOVE)
+    rows, cols = np.indices(OPTICAL.shape)
+    cols, rows = MOVE @ (cols + 0.5, rows + 0.5)
+    expected = ground(OPTICAL, rows - 0.5, cols - 0.5)[0]
+    assert np.abs(expected - ground(OPTICAL)[0])[valid].min() > 0.5
+    np.testing.assert_allclose(sar[0][valid], expected[valid], atol=0.02)
+    assert valid.mean() > 0.9
+
+
+@pytest.mark.parametrize("transform", [Affine.identity(), Affine.scale(2, -2)])
+def test_a_move_without_crs_is_one_of_pixels(tmp_path, transform):
+    image = np.random.default_rng(0).integers(1, 255, (40, 50)).astype(np.uint8)
+    optical = save(tmp_path / "o.tif", Grid(None, transform, 40, 50), image)
+    sar = save(tmp_path / "s.tif", Grid(None, Affine.identity(), 40, 50), image)
+    for flat in (optical, sar):
+        _, moved, valid = read(flat, sar, sar_move=Affine.translation(3, -2))
+        assert np.array_equal(moved[0][2:, :-3], image[:-2, 3:])
+        assert np.array_equal(valid, np.pad(np.ones((38, 47), bool), ((2, 0), (0, 3))))
+    half = read(optical, sar, sar_move=Affine.translation(0.5, 0))[1][0]
+    np.testing.assert_allclose(half[:, :-1], image[:, :-1] / 2 + image[:, 1:] / 2, atol=1e-3)
+    still = read(optical, sar, sar_move=Affine.identity())[1][0]
+    assert np.array_equal(still, image)
+
+
 def test_valid_where_sar_reaches(tmp_path):
     part = SAR.window(Window(150, 200, 160, 170))
     save(tmp_path / "optical.tif", OPTICAL, np.full((1, *OPTICAL.shape), 7, np.uint8))
@@ -80,9 +106,10 @@ def test_valid_where_sar_reaches(tmp_path):
     assert not valid[~inside(OPTICAL, part, -0.1)].any()
 
 
+@pytest.mark.parametrize("sar_move", [None, MOVE])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_a_window_is_the_part_of_the_whole_to_the_last_bit(data, tmp_path_factory):
+def test_a_window_is_the_part_of_the_whole_to_the_last_bit(sar_move, data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "windows"
     optical, sar = folder / "optical.tif", folder / "sar.tif"
     if not folder.exists():
@@ -95,8 +122,8 @@ def test_a_window_is_the_part_of_the_whole_to_the_last_bit(data, tmp_path_factor
     row, col = data.draw(st.integers(0, 299)), data.draw(st.integers(0, 259))
     window = Window(row, col, data.draw(st.integers(1, 300 - row)), data.draw(st.integers(1, 260 - col)))
     two = uint8_modality((1, 2))
-    whole = read(optical, sar, None, two, two)
-    part = read(optical, sar, window, two, two)
+    whole = read(optical, sar, None, two, two, sar_move=sar_move)
+    part = read(optical, sar, window, two, two, sar_move=sar_move)
     for big, small in zip(whole, part, strict=True):
         expected = big[..., row : row + window.height, col : col + window.width]
         assert np.array_equal(small, expected, equal_nan=small.dtype != bool)
