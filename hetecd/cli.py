@@ -89,6 +89,7 @@ def predict(args: Namespace) -> None:
     from hetecd.folders import match_tiles
     from hetecd.pair import open_pair
     from hetecd.predict import predict_folder, predict_scene
+    from hetecd.results import About, describe_weights
 
     predictor, info = _predictor(args.weights, args)
     before_is: Role = args.before_is or info.before_is
@@ -102,10 +103,11 @@ def predict(args: Namespace) -> None:
         )  # fmt: skip
         print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
     else:
-        about = {"weights": Path(args.weights or DEFAULT_WEIGHTS).name, "tta": args.tta, "hetecd": hetecd.__version__}
+        weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
+        about = About(weights, args.tta, args.precision, args.runtime)
         with open_pair(args.before, args.after, before_is, info.optical, info.sar) as pair:
             summary = predict_scene(
-                pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, metadata=about
+                pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, about=about
             )
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
         found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"

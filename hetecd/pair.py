@@ -56,6 +56,7 @@ class Pair:
         grid: the grid of the optical image.
         optical_path: file of the optical image.
         sar_path: file of the SAR image.
+        before_is: which of the two the earlier date is.
         files: local files that the two are read from, also those behind a container or a virtual raster.
     """
 
@@ -64,6 +65,7 @@ class Pair:
         grid: Grid,
         optical_path: Path | str,
         sar_path: Path | str,
+        before_is: Role,
         files: Sequence[str],
         read_optical: Callable[[Window], tuple[Floats, Bools]],
         read_sar: Callable[[Window], tuple[Floats, Bools]],
@@ -71,6 +73,7 @@ class Pair:
         self.grid = grid
         self.optical_path = optical_path
         self.sar_path = sar_path
+        self.before_is: Role = before_is
         self.files = tuple(files)
         self._read_optical = read_optical
         self._read_sar = read_sar
@@ -139,7 +142,8 @@ def open_pair(
                 ) from error
             read_sar = _reader(warped, tuple(distinct.index(band) + 1 for band in sar.bands), sar_path)
         files = [*_local_files(optical_data), *_local_files(sar_data)]
-        yield Pair(grid, optical_path, sar_path, files, _reader(optical_data, optical.bands, optical_path), read_sar)
+        read_optical = _reader(optical_data, optical.bands, optical_path)
+        yield Pair(grid, optical_path, sar_path, before_is, files, read_optical, read_sar)
 
 
 def _reader(dataset: Any, numbers: Sequence[int], path: Path | str) -> Callable[[Window], tuple[Floats, Bools]]:

@@ -8,7 +8,7 @@ here: the same code serves every runtime. Rasters and polygons are the business 
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from hetecd.folders import TileFiles
 from hetecd.modality import MIN_PX, Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
 from hetecd.raster import write_cog, write_raster
+from hetecd.results import About, Count, describe, map_rows, tags, write_summary
 from hetecd.tiles import Stitcher, Window, windows
 from hetecd.vector import write_polygons
 
@@ -65,12 +66,12 @@ def predict_scene(
     overlap_px: int = 64,
     batch: int = 4,
     progress: bool = True,
-    metadata: Mapping[str, object] | None = None,
+    about: About | None = None,
 ) -> Summary:
-    """Write ``change.tif``, ``probability.tif`` and ``change.gpkg`` of a pair into ``out_dir``.
+    """Write ``change.tif``, ``probability.tif``, ``change.gpkg`` and ``summary.json`` of a pair into ``out_dir``.
 
     Change is uint8 0 / 1 / 255, probability float32; pixels invalid in either image are 255 and NaN, the nodata
-    values. Both are Cloud Optimized GeoTIFFs on the grid of the pair. All three appear when all are whole.
+    values. Both are Cloud Optimized GeoTIFFs on the grid of the pair. All appear when all are whole.
 
     Args:
         pair: from :func:`hetecd.pair.open_pair`.
@@ -81,7 +82,7 @@ def predict_scene(
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         progress: show a bar where the output is a terminal.
-        metadata: written into the GeoTIFFs.
+        about: what the metadata and the summary say besides, see :mod:`hetecd.results`.
 
     Raises:
         InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, a result would
@@ -90,18 +91,20 @@ def predict_scene(
     """
     started = time.monotonic()
     _check_threshold(threshold)
-    tags = {key: str(value) for key, value in {"threshold": threshold, **(metadata or {})}.items()}
     plan = windows(*pair.grid.shape, tile_px, overlap_px)
     tally = _Tally()
     out_dir = Path(out_dir)
-    outputs = tuple(out_dir / name for name in ("change.tif", "probability.tif", "change.gpkg"))
+    outputs = tuple(out_dir / name for name in ("change.tif", "probability.tif", "change.gpkg", "summary.json"))
     _keep_inputs(pair.files, outputs)
+    description = describe(
+        pair, about or About(), {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
+    )
     with staging(out_dir) as folder:
         staged = [folder / path.name for path in outputs]
         with (
             tqdm(total=len(plan), unit="window", disable=None if progress else True) as bar,
-            write_cog(staged[0], pair.grid, "uint8", IGNORE, "mode", tags) as write_change,
-            write_cog(staged[1], pair.grid, "float32", float("nan"), "average", tags) as write_probability,
+            write_cog(staged[0], pair.grid, "uint8", IGNORE, "mode", tags(description)) as write_change,
+            write_cog(staged[1], pair.grid, "float32", float("nan"), "average", tags(description)) as write_probability,
         ):
             for rows in probability_rows(pair, predictor, tile_px, overlap_px, batch, tally, bar.update):
                 write_change(tally.classify(rows, threshold, changed=1, invalid=IGNORE))
@@ -111,9 +114,16 @@ def predict_scene(
                     f"{pair.optical_path} and {pair.sar_path}: found no pixel that is valid in both, expected some; "
                     "check that both show the same place and what their nodata values are"
                 )
-        polygons, area_m2 = write_polygons(*staged)
+        count = Count(pair.grid, threshold)
+        for block in map_rows(*staged[:2]):
+            count.add(*block)
+        polygons, _ = write_polygons(*staged[:3])
+        found = {"polygons": polygons, "outputs": [path.name for path in outputs]}
+        write_summary(staged[3], description, count.numbers() | found, started)
         publish(staged, out_dir)
-    return tally.summary(pair.grid.height * pair.grid.width, area_m2, polygons, len(plan), started, outputs)
+    return tally.summary(
+        pair.grid.height * pair.grid.width, count.changed_area_m2, polygons, len(plan), started, outputs
+    )
 
 
 def predict_folder(

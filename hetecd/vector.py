@@ -8,18 +8,13 @@ import numpy as np
 import pyogrio
 import shapely
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
 from rasterio.features import shapes
-from rasterio.warp import transform as transform_points
 from scipy import ndimage
 
 from hetecd.files import replacing
+from hetecd.ground import area_m2
 from hetecd.raster import Grid, grid_of, open_raster, read_valid
-
-# An edge that is straight on the map is curved on the ground; pieces of this many pixels are short enough.
-STRAIGHT_PX = 64.0
 
 
 def write_polygons(change_path: Path | str, probability_path: Path | str, out_path: Path | str) -> tuple[int, float]:
@@ -69,30 +64,6 @@ def group_polygons(groups: NDArray[np.int32], count: int, grid: Grid) -> NDArray
         shell, *holes = outline["coordinates"]
         polygons[int(group) - 1] = shapely.Polygon(shell, holes)
     return polygons
-
-
-def area_m2(polygons: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
-    """Area of polygons on the WGS 84 ellipsoid in square metres, NaN without a CRS.
-
-    Measured in an equal-area projection (Lambert azimuthal, about the middle of the grid), so that neither degrees
-    nor the stretch of a Mercator map count.
-
-    Args:
-        polygons: (n,) shapely polygons in the CRS of the grid.
-        grid: gives CRS, pixel size and middle.
-    """
-    if grid.crs is None or len(polygons) == 0:
-        return np.full(len(polygons), np.nan)
-    pieces = shapely.segmentize(polygons, STRAIGHT_PX * min(grid.res))
-    points = shapely.get_coordinates(pieces)
-    try:
-        x, y = grid.transform @ (grid.width / 2, grid.height / 2)
-        (lon,), (lat,) = transform_points(grid.crs, CRS.from_epsg(4326), [x], [y])
-        equal_area = CRS.from_string(f"+proj=laea +lat_0={lat!r} +lon_0={lon!r} +datum=WGS84 +units=m")
-        xs, ys = transform_points(grid.crs, equal_area, points[:, 0], points[:, 1])
-    except (CRSError, RasterioError, CPLE_BaseError):  # a local CRS is tied to no place on earth
-        return np.full(len(polygons), np.nan)
-    return np.asarray(shapely.area(shapely.set_coordinates(pieces, np.column_stack([xs, ys]))), np.float64)
 
 
 def _write_gpkg(path: Path, polygons: NDArray[Any], fields: dict[str, NDArray[Any]], crs: CRS | None) -> None:

@@ -20,12 +20,13 @@ from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_folder, predict_scene, probability_rows
 from hetecd.raster import Grid, open_raster, read_raster, to_float32, write_raster
+from hetecd.results import About
 from hetecd.tiles import Window
 
 OPTICAL = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_005_000), 200, 260)
 SAR = Grid(CRS.from_epsg(4326), Affine(0.00012, 0, 14.995, 0, -0.0001, 45.195), 180, 200)
 TWO, ONE = uint8_modality((1, 2)), uint8_modality((1,))
-OUTPUTS = ["change.gpkg", "change.tif", "probability.tif"]
+OUTPUTS = ["change.gpkg", "change.tif", "probability.tif", "summary.json"]
 
 
 def pointwise(optical, sar):
@@ -52,7 +53,7 @@ def pair(files):
 
 def test_outputs_lie_on_the_optical_grid(pair, tmp_path):
     summary = predict_scene(pair, pointwise, tmp_path / "out", 0.6, tile_px=64, overlap_px=16,
-                            metadata={"weights": "none.safetensors"})  # fmt: skip
+                            about=About({"name": "none.safetensors", "sha256": None, "scores": None}))  # fmt: skip
     assert sorted(os.listdir(tmp_path / "out")) == OUTPUTS
     optical, sar, valid = pair.read(Window(0, 0, *pair.grid.shape))
     assert 0.1 < valid.mean() < 0.9
@@ -78,7 +79,7 @@ def test_outputs_lie_on_the_optical_grid(pair, tmp_path):
     assert summary.changed_area_m2 == pytest.approx(changed * 100 / 0.9996**2, rel=1e-4)
     assert (summary.pixels, summary.valid_pixels) == (200 * 260, valid.sum())
     assert (summary.windows, summary.seconds > 0) == (4 * 6, True)
-    assert [path.name for path in summary.outputs] == ["change.tif", "probability.tif", "change.gpkg"]
+    assert [path.name for path in sorted(summary.outputs)] == OUTPUTS
 
 
 def test_roles_by_the_flag(files, tmp_path):

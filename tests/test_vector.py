@@ -10,70 +10,12 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 from rasterio.transform import Affine
-from rasterio.warp import transform as transform_points
 
 from hetecd.errors import InputError, OutputError
 from hetecd.raster import Grid, write_raster
-from hetecd.vector import area_m2, write_polygons
+from hetecd.vector import write_polygons
 
-AXIS_M, FLATTENING = 6378137.0, 1 / 298.257223563
-ECCENTRICITY = math.sqrt(FLATTENING * (2 - FLATTENING))
 UTM_GRID = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_000_000), 60, 80)
-
-
-def equal_area_height(lat):
-    """Area between the equator and a latitude on WGS 84, in m2 per radian of longitude (closed form)."""
-    e, s = ECCENTRICITY, np.sin(np.radians(lat))
-    polar_m2 = AXIS_M**2 * (1 - e**2)
-    return polar_m2 / 2 * (s / (1 - (e * s) ** 2) + np.log((1 + e * s) / (1 - e * s)) / (2 * e))
-
-
-def geodetic_area(lon, lat):
-    """Area of a closed ring of many short pieces on the ellipsoid, by summing up trapezoids of the above."""
-    heights = equal_area_height(lat)
-    return abs(np.sum(np.radians(np.diff(lon)) * (heights[1:] + heights[:-1]) / 2))
-
-
-def measured(crs, ring):
-    x, y = np.array(ring).T
-    res = max(np.ptp(x), np.ptp(y)) / 500
-    grid = Grid(CRS.from_epsg(crs), Affine(res, 0, x.min(), 0, -res, y.max()), 500, 500)
-    return area_m2(np.array([shapely.Polygon(ring)]), grid)[0]
-
-
-def true_area(crs, ring):
-    x, y = shapely.get_coordinates(shapely.segmentize(shapely.LinearRing(ring), np.ptp(np.array(ring)[:, 0]) / 5000)).T
-    lon, lat = transform_points(CRS.from_epsg(crs), CRS.from_epsg(4326), x, y)
-    return geodetic_area(np.array(lon), np.array(lat))
-
-
-def test_the_reference_itself():
-    whole_earth = 2 * math.pi * (equal_area_height(90) - equal_area_height(-90))
-    assert whole_earth == pytest.approx(510_065_621.724e6, rel=1e-9)  # surface of WGS 84
-
-
-@pytest.mark.parametrize("crs", [4326, 3857, 3395])
-@pytest.mark.parametrize("lat", [-68.0, 0.0, 34.0, 60.0])
-def test_area_of_a_box_of_degrees(crs, lat):
-    """Between parallels and meridians the area is known in closed form; these stay straight in all three CRSs."""
-    box = np.array([(-118.0, lat), (-117.5, lat), (-117.5, lat + 0.3), (-118.0, lat + 0.3)])
-    x, y = transform_points(CRS.from_epsg(4326), CRS.from_epsg(crs), box[:, 0], box[:, 1])
-    expected = np.radians(0.5) * (equal_area_height(lat + 0.3) - equal_area_height(lat))
-    assert measured(crs, list(zip(x, y, strict=True))) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("crs", [32611, 3857, 3395, 3035, 2154])
-def test_area_of_an_oblique_triangle(crs):
-    """A triangle with sides of some 20 km, in metres of each CRS, against the sum over its outline on the ellipsoid."""
-    origin = {32611: (377_000, 3_764_000), 3857: (-13e6, 8e6), 3395: (-13e6, 4e6), 3035: (4.3e6, 3.2e6),
-              2154: (7e5, 6.6e6)}[crs]  # fmt: skip
-    ring = [(origin[0] + dx, origin[1] + dy) for dx, dy in ((0, 0), (17_000, 6_000), (5_000, 21_000), (0, 0))]
-    assert measured(crs, ring) == pytest.approx(true_area(crs, ring), rel=2e-6)
-
-
-def test_mercator_metres_are_no_metres():
-    square = [(0, 8.4e6), (1000, 8.4e6), (1000, 8.401e6), (0, 8.401e6)]
-    assert measured(3857, square) == pytest.approx(1e6 * math.cos(math.radians(60)) ** 2, rel=0.02)
 
 
 def write_maps(folder, change, grid, probability=None):

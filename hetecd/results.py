@@ -1,0 +1,232 @@
+"""What is written beside a finished map: how it was made, and what it says in numbers.
+
+``summary.json`` is the contract with everything that shows results. Its fields:
+
+    hetecd, created      version, time of writing (UTC)
+    before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file
+    weights              {name, sha256, scores}: validation scores of the checkpoint; null without a name
+    settings             threshold, tile_px, overlap_px, tta, precision, runtime
+    alignment            null, or how the SAR image was moved
+    grid                 {crs, transform [a, b, c, d, e, f], height, width, pixel_m, bounds_wgs84}
+    pixels, valid_pixels, changed_pixels, changed_area_m2, polygons
+    classes              [{from_prob, to_prob, pixels, area_m2}]: the changed area by confidence
+    histogram            {bins, pixels, area_m2}: the valid pixels by probability
+    outputs, warnings, seconds
+
+Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no place on earth.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hetecd
+from hetecd.files import writing
+from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
+from hetecd.modality import Floats
+from hetecd.pair import Pair
+from hetecd.raster import Bools, Grid, open_raster, read_valid
+from hetecd.tiles import Window
+
+BINS = 100
+CLASSES = (0.6, 0.7, 0.8, 0.9)  # where confidence classes end, between the threshold and 1
+CELL_PX = 16  # pixels of such a square count with the area of the one in its middle
+BLOCK_ROWS = 512  # a row of the tiles of our GeoTIFFs, so that each is unpacked once
+
+
+@dataclass(frozen=True)
+class About:
+    """How a map is made, as far as it is known before: for its metadata.
+
+    Attributes:
+        weights: name, sha256 and validation scores of the checkpoint, from :func:`describe_weights`.
+        tta: mean over mirror images.
+        precision: that the predictor was asked for.
+        runtime: that the predictor was asked for.
+        alignment: how the SAR image was moved, JSON-able; None where nothing was estimated.
+        warnings: what a reader of the results should know.
+    """
+
+    weights: Mapping[str, Any] | None = None
+    tta: bool = False
+    precision: str = "auto"
+    runtime: str = "auto"
+    alignment: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
+
+
+def describe_weights(path: Path | str, scores: Mapping[str, float | None]) -> dict[str, Any]:
+    """Name, checksum and validation scores of a checkpoint or exported graph."""
+    return {"name": Path(path).name, "sha256": sha256(path), "scores": dict(scores) or None}
+
+
+def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the summary that is known before a run; reads the input files once for their checksums.
+
+    Args:
+        pair: what is mapped.
+        about: what else is known.
+        settings: of the run: threshold, tile_px, overlap_px.
+    """
+    dates = {"optical": pair.optical_path, "sar": pair.sar_path}
+    before, after = dates if pair.before_is == "optical" else reversed(dates)
+    return {
+        "hetecd": hetecd.__version__,
+        "before": _input(dates[before]) | {"is": before},
+        "after": _input(dates[after]) | {"is": after},
+        "weights": about.weights,
+        "settings": {**settings, "tta": about.tta, "precision": about.precision, "runtime": about.runtime},
+        "alignment": about.alignment,
+        "grid": _describe_grid(pair.grid),
+        "warnings": list(about.warnings),
+    }
+
+
+def tags(description: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a GeoTIFF: a description without what the GeoTIFF knows itself, flat and without folders."""
+    out = {"hetecd": description["hetecd"], "alignment": json.dumps(description["alignment"])}
+    for date in ("before", "after"):
+        out |= {date: Path(description[date]["path"]).name, f"{date}_sha256": description[date]["sha256"] or "unknown"}
+    if weights := description["weights"]:
+        out |= {"weights": weights["name"], "weights_sha256": weights["sha256"] or "unknown"}
+    return out | {key: str(value) for key, value in description["settings"].items()}
+
+
+@dataclass
+class Count:
+    """Numbers of a map, summed up over blocks of rows.
+
+    Attributes:
+        grid: of the map.
+        threshold: probability from which a pixel is changed.
+        pixels: (BINS,) valid pixels by probability.
+        area_m2: their area.
+        class_pixels: changed pixels by confidence class.
+        class_area_m2: their area.
+    """
+
+    grid: Grid
+    threshold: float
+    edges: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.edges = np.array([self.threshold, *(edge for edge in CLASSES if edge > self.threshold), 1.0])
+        self.pixels = np.zeros(BINS, np.int64)
+        self.area_m2 = np.zeros(BINS)
+        self.class_pixels = np.zeros(len(self.edges) - 1, np.int64)
+        self.class_area_m2 = np.zeros(len(self.edges) - 1)
+        self._areas = PixelAreas(self.grid)
+
+    def add(self, first_row: int, changed: Bools, probability: Floats) -> None:
+        """Count the next rows (n, W): which pixels changed, and how likely (NaN = invalid)."""
+        for start in range(0, len(probability), CELL_PX):
+            rows = probability[start : start + CELL_PX]
+            valid = ~np.isnan(rows)
+            row = first_row + start + len(rows) / 2
+            bins = np.minimum(rows[valid] * BINS, BINS - 1).astype(np.int64)
+            self._sum(self.pixels, self.area_m2, row, valid, bins)
+            changes = changed[start : start + CELL_PX] & valid
+            classes = np.digitize(rows[changes], self.edges[1:-1].astype(np.float32))
+            self._sum(self.class_pixels, self.class_area_m2, row, changes, classes)
+
+    def _sum(
+        self, pixels: NDArray[np.int64], area_m2: NDArray[np.float64], row: float, where: Bools, bins: NDArray[Any]
+    ) -> None:
+        """Add the pixels of a strip of cells to their bins."""
+        cells = -(-self.grid.width // CELL_PX)
+        at = np.nonzero(where)[1] // CELL_PX * len(pixels) + bins
+        counts = np.bincount(at, minlength=cells * len(pixels)).reshape(cells, len(pixels))
+        middles = np.minimum(np.arange(cells) * CELL_PX + CELL_PX / 2, self.grid.width)
+        pixels += counts.sum(0)
+        area_m2 += (self._areas.at(np.array([row]), middles) @ counts)[0]
+
+    @property
+    def changed_area_m2(self) -> float:
+        """Area of all changed pixels; NaN where the grid is tied to no place on earth."""
+        return float(self.class_area_m2.sum())
+
+    def numbers(self) -> dict[str, Any]:
+        """Their part of the summary."""
+        known = self._areas.known
+        classes = [
+            {"from_prob": low, "to_prob": high, "pixels": pixels, "area_m2": area if known else None}
+            for low, high, pixels, area in zip(
+                self.edges[:-1].tolist(), self.edges[1:].tolist(), self.class_pixels.tolist(),
+                self.class_area_m2.tolist(), strict=True,
+            )
+        ]  # fmt: skip
+        area_m2 = self.area_m2.tolist() if known else None
+        return {
+            "pixels": self.grid.height * self.grid.width,
+            "valid_pixels": int(self.pixels.sum()),
+            "changed_pixels": int(self.class_pixels.sum()),
+            "changed_area_m2": self.changed_area_m2 if known else None,
+            "classes": classes,
+            "histogram": {"bins": BINS, "pixels": self.pixels.tolist(), "area_m2": area_m2},
+        }
+
+
+def map_rows(change_path: Path | str, probability_path: Path | str) -> Iterator[tuple[int, Bools, Floats]]:
+    """A finished map by blocks of rows: the first row's number, changed (n, W), probability (n, W), NaN = invalid."""
+    with open_raster(change_path) as change, open_raster(probability_path) as probability:
+        for row in range(0, change.height, BLOCK_ROWS):
+            block = Window(row, 0, min(BLOCK_ROWS, change.height - row), change.width)
+            changed = read_valid(change, (1,), block, change_path)[0][0] == 1
+            yield row, changed, read_valid(probability, (1,), block, probability_path)[0][0]
+
+
+def write_summary(path: Path, description: Mapping[str, Any], numbers: Mapping[str, Any], started: float) -> None:
+    """Write ``summary.json``.
+
+    Args:
+        path: where.
+        description: from :func:`describe`.
+        numbers: of :class:`Count`, the polygons and outputs.
+        started: reading of ``time.monotonic`` when the run began.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    times = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": time.monotonic() - started}
+    text = json.dumps({**description, **numbers, **times}, indent=1, allow_nan=False, ensure_ascii=False)
+    with writing(path):
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256(path: Path | str) -> str:
+    """Checksum of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _input(path: Path | str) -> dict[str, Any]:
+    """Name, size and checksum; null for a URL or whatever else is no single file of this machine."""
+    local = os.path.isfile(path)
+    return {
+        "path": str(path),
+        "bytes": os.path.getsize(path) if local else None,
+        "sha256": sha256(path) if local else None,
+    }
+
+
+def _describe_grid(grid: Grid) -> dict[str, Any]:
+    epsg = grid.crs.to_epsg() if grid.crs else None
+    edges = pixel_m(grid)
+    return {
+        "crs": f"EPSG:{epsg}" if epsg else grid.crs.to_wkt() if grid.crs else None,
+        "transform": list(grid.transform)[:6],
+        "height": grid.height,
+        "width": grid.width,
+        "pixel_m": list(edges) if all(map(math.isfinite, edges)) else None,
+        "bounds_wgs84": bounds_wgs84(grid),
+    }
