@@ -7,7 +7,6 @@ the worst by IoU of the first network, so that nobody picks them.
 import argparse
 from pathlib import Path
 
-import numpy as np
 from vision import prepare
 
 prepare()  # before anything below imports lightning
@@ -16,7 +15,7 @@ from rows import from_checkpoint  # noqa: E402
 
 from hetecd.config import TrainConfig  # noqa: E402
 from hetecd.data import Tile, TileDataset, find_tiles  # noqa: E402
-from hetecd.evaluate import predict_tiles  # noqa: E402
+from hetecd.evaluate import predict_tiles, telling  # noqa: E402
 from hetecd.figures import VERDICT, image_sheet, iou, seen, verdict  # noqa: E402
 from hetecd.metrics import confusion  # noqa: E402
 from hetecd.modality import Floats, mirrored  # noqa: E402
@@ -44,14 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     named = [word.partition("=")[::2] for word in args.weights]
     found = [predictions(Path(path), args.data, args.split, args.tta) for _, path in named]
     first, threshold = found[0]
-    scores = np.array([confusion(prob >= threshold, tile.label).scores()["iou"] for tile, prob in first])
-    order = np.argsort(-scores)[: np.isfinite(scores).sum()]  # where there is no change there is no IoU
-    if not len(order):
+    chosen = telling([confusion(prob >= threshold, tile.label).scores()["iou"] for tile, prob in first], args.each)
+    if not chosen:  # where there is no change there is no IoU
         parser.error(
             f"{args.data}: found no change in split '{args.split}', neither labelled nor mapped; choose another"
         )
-    middle = max(0, (len(order) - args.each) // 2)
-    chosen = dict.fromkeys([*order[: args.each], *order[middle : middle + args.each], *order[-args.each :]])
     rows = []
     for index in chosen:
         tile = first[index][0]

@@ -115,6 +115,21 @@ def predict(args: Namespace) -> None:
     print(f"written: {args.out}")
 
 
+def report(args: Namespace) -> None:
+    """Show a training on one HTML page."""
+    from hetecd.run_report import write_report
+
+    path = write_report(args.folder, args.out, args.previous, *_tiles_of(args))
+    print(f"written: {path}")
+
+
+def compare(args: Namespace) -> None:
+    """Put trainings side by side on one HTML page."""
+    from hetecd.run_report import write_comparison
+
+    print(f"written: {write_comparison(args.runs, args.out, *_tiles_of(args))}")
+
+
 def distances(args: Namespace) -> None:
     """Measure how far apart the features of the two branches are."""
     from hetecd.distances import compare, table
@@ -181,6 +196,26 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
     parser.add_argument("--out", "-o", type=str, help="folder for metrics.json and tiles.png")
     parser.add_argument("--ignore_255", type=bool | None, default=None, help="labels {0, 1, 255}: 255 does not count")
+    parser.add_argument("--batch", type=int, default=8, help="tiles at a time")
+    _device_arguments(parser)
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, help="the --out of `train`")
+    parser.add_argument("--out", "-o", type=str, help="page to write; default: report.html in the folder")
+    parser.add_argument("--previous", type=str, help="training to compare with; default: the one beside it before it")
+    _tiles_arguments(parser)
+
+
+def _compare_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="folders that `train` wrote; the first is the reference")
+    parser.add_argument("--out", "-o", type=str, required=True, help="page to write, .html")
+    _tiles_arguments(parser)
+
+
+def _tiles_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=str, help="folder of tiles to predict, for diagrams and examples of a training")
+    parser.add_argument("--split", type=str, default="val", help="which; val: also those that training held out")
     parser.add_argument("--batch", type=int, default=8, help="tiles at a time")
     _device_arguments(parser)
 
@@ -255,6 +290,8 @@ VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], N
     "train": (train, _train_arguments),
     "evaluate": (evaluate, _evaluate_arguments),
     "predict": (predict, _predict_arguments),
+    "report": (report, _report_arguments),
+    "compare": (compare, _compare_arguments),
     "distances": (distances, _distances_arguments),
     "convert": (convert, _convert_arguments),
     "export": (export, _export_arguments),
@@ -310,6 +347,11 @@ def _predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
 
     predictor, info = _plain_predictor(checkpoint, args)
     return mirrored(predictor) if args.tta else predictor, info
+
+
+def _tiles_of(args: Namespace) -> tuple[Any, ...]:
+    """What a page about trainings needs to score them on tiles."""
+    return args.data, args.split, lambda path: _predictor(str(path), args), args.batch
 
 
 def _plain_predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:

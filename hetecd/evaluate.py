@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,24 @@ def score(
     return result
 
 
-def predict_tiles(predictor: Predictor, tiles: TileDataset, batch: int) -> Iterator[tuple[Tile, Floats]]:
-    """Every tile with its probability (H, W); neighbours of one size are predicted together."""
-    raw = (tiles.tile(i) for i in range(len(tiles)))
+def predict_tiles(
+    predictor: Predictor, tiles: TileDataset, batch: int, only: Sequence[int] | None = None
+) -> Iterator[tuple[Tile, Floats]]:
+    """Every tile (or those of some indices) with its probability (H, W); neighbours of one size go together."""
+    raw = (tiles.tile(i) for i in (range(len(tiles)) if only is None else only))
     for _, same in itertools.groupby(raw, key=lambda tile: tile.label.shape):
         while group := tuple(itertools.islice(same, batch)):
             probs = predictor(np.stack([t.optical for t in group]), np.stack([t.sar for t in group]))
             if not np.isfinite(probs).all():
                 raise InputError(f"{group[0].name}: the predictor gives no finite numbers; use other weights")
             yield from zip(group, probs, strict=True)
+
+
+def telling(scores: Sequence[float], each: int) -> list[int]:
+    """Indices of the best, the median and the worst scores, ``each`` of them and none twice; NaN is no score."""
+    order = np.argsort(-np.asarray(scores))[: np.isfinite(scores).sum()].tolist()  # NaN sorts to the end
+    middle = max(0, (len(order) - each) // 2)
+    return list(dict.fromkeys([*order[:each], *order[middle : middle + each], *order[-each:]]))
 
 
 def _write(out: Path, result: dict[str, Any], rows: list[tuple[Tile, Floats]], info: ModelInfo) -> None:

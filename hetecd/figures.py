@@ -1,12 +1,18 @@
 """Pictures: sheets of tiles and curves. The only module that imports matplotlib."""
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hetecd.config import IGNORE
@@ -18,6 +24,7 @@ from hetecd.modality import Floats
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 HIT, MISS, FALSE_ALARM, QUIET, NODATA = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0), (128, 128, 128)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 VERDICT = "white hit, blue missed,\norange false alarm"  # title of what :func:`verdict` gives
 
 
@@ -124,6 +131,69 @@ def density_figure(
     axes[0].set_ylabel("density", fontsize=8)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        name: in the legend; "" = not there.
+        x: (N,) places; where y is NaN the line has a gap.
+        y: (N,) values.
+        colour: as matplotlib takes it, see COLOURS.
+        style: "-", "--", ":", and "o" or "o-" for points.
+    """
+
+    name: str
+    x: Sequence[float] | NDArray[Any]
+    y: Sequence[float] | NDArray[Any]
+    colour: str = COLOURS[0]
+    style: str = "-"
+
+
+def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, square: bool = False) -> str:
+    """A chart as one SVG element for an HTML page: sharp on paper, its words real text.
+
+    Args:
+        title: above it, and what a screen reader says.
+        lines: from the back to the front.
+        x_label: what x is, with its unit.
+        y_label: what y is.
+        square: both axes run from 0 to 1 at the same scale.
+    """
+    # The salt keeps the ids of several charts in one page apart and the same in every run.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.2, 4.0 if square else 2.9), layout="constrained")
+        axis = figure.subplots()
+        for line in lines:
+            name = line.name or "_"  # which matplotlib leaves out of the legend
+            axis.plot(line.x, line.y, line.style, color=line.colour, linewidth=1.5, markersize=4, label=name)
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        if square:
+            axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        elif lines:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(line.name for line in lines):
+            axis.legend(fontsize=8, framealpha=0.8)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    _, _, svg = file.getvalue().partition("<svg ")
+    return f'<svg role="img" aria-label="{html.escape(title)}" {svg}'
+
+
+def data_uri(image: NDArray[np.uint8] | Floats, photo: bool = False) -> str:
+    """An image as the address of an ``<img>`` in a page that needs no other file.
+
+    Args:
+        image: (H, W, 3) uint8, or (H, W) from 0 to 1, shown in colours of its own.
+        photo: a tenth of the size, not exact to the pixel (JPEG instead of PNG).
+    """
+    kind, file = "jpeg" if photo else "png", io.BytesIO()
+    imsave(file, image, vmin=0.0, vmax=1.0, cmap="viridis", format=kind)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

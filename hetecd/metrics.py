@@ -5,6 +5,7 @@ which depends on how the scene was cut. :class:`Boundary` (are outlines in the r
 (does a probability mean what it says) are pooled in the same way. NumPy only.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,6 +195,29 @@ class Calibration:
             tuple(a + b for a, b in zip(self.changed, other.changed, strict=True)),
         )
 
+    @staticmethod
+    def empty(bins: int) -> "Calibration":
+        """No pixels, in so many bins."""
+        return Calibration((0,) * bins, (0.0,) * bins, (0,) * bins)
+
+    def coarse(self, bins: int = BINS) -> "Calibration":
+        """The same pixels in fewer bins, a divisor of their number."""
+        return Calibration(
+            *(
+                tuple(sum(part) for part in np.reshape(values, (bins, -1)).tolist())
+                for values in dataclasses.astuple(self)
+            )
+        )
+
+    def at_least(self) -> tuple[NDArray[np.float64], list[Confusion]]:
+        """The lower edge of every bin as a threshold, and the confusion of a map made with it."""
+        counts, changed = (np.cumsum(values[::-1])[::-1].tolist() for values in (self.counts, self.changed))
+        parts = [
+            Confusion(tn=counts[0] - n - (changed[0] - tp), fp=n - tp, fn=changed[0] - tp, tp=tp)
+            for n, tp in zip(counts, changed, strict=True)
+        ]
+        return np.arange(len(counts)) / len(counts), parts
+
     @property
     def error(self) -> float:
         """Expected calibration error in [0, 1]: mean over pixels of |mean probability - share changed| of their bin.
@@ -206,12 +230,13 @@ class Calibration:
         return sum(gaps) / total if total else float("nan")
 
 
-def calibration(prob: NDArray[Any], label: NDArray[Any]) -> Calibration:
+def calibration(prob: NDArray[Any], label: NDArray[Any], bins: int = BINS) -> Calibration:
     """Sort the pixels that count into bins of probability.
 
     Args:
         prob: (...) probability of change, 0 to 1.
         label: (...) the same shape, 0 / 1; 255 = does not count.
+        bins: how many.
 
     Raises:
         InputError: the shapes differ, or a probability that counts is outside 0 to 1.
@@ -222,6 +247,6 @@ def calibration(prob: NDArray[Any], label: NDArray[Any]) -> Calibration:
     p, t = prob[label != IGNORE].astype(np.float64), label[label != IGNORE] == 1
     if not ((p >= 0) & (p <= 1)).all():
         raise InputError("calibration: found probabilities that are not 0 to 1; take the softmax of logits first")
-    bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
-    counts, probs, changed = (np.bincount(bins, weights, BINS) for weights in (None, p, t))
+    places = np.minimum((p * bins).astype(np.int64), bins - 1)
+    counts, probs, changed = (np.bincount(places, weights, bins) for weights in (None, p, t))
     return Calibration(tuple(int(n) for n in counts), tuple(float(x) for x in probs), tuple(int(n) for n in changed))

@@ -23,6 +23,8 @@ ROWS = [
     {"convert", "augment", "data", "resume"},
     {"figures"},
     {"evaluate", "distances", "train", "export"},
+    {"runs"},
+    {"run_report"},
     {"cli"},
 ]
 OWNERS = {
@@ -42,7 +44,7 @@ OWNERS = {
     "scipy": {"synth_world", "synth_render", "synth", "distances", "vector"},
     "yaml": {"config"},
     "jsonargparse": {"cli"},
-    "tqdm": {"predict", "evaluate"},
+    "tqdm": {"predict", "evaluate", "runs"},
     "numpy": None,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
