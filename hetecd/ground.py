@@ -15,9 +15,8 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
-from hetecd.raster import Grid
+from hetecd.raster import WGS84, Grid
 
-WGS84 = CRS.from_epsg(4326)
 # An edge that is straight on the map is curved on the ground; pieces of this many pixels are short enough.
 STRAIGHT_PX = 64.0
 NODES = 129  # places along each side of a grid at which the area of a pixel is computed; between them it is smooth

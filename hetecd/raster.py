@@ -32,12 +32,20 @@ from hetecd.modality import Floats
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
+WGS84 = CRS.from_epsg(4326)
 
 READING = {  # in force both when a file is opened and when it is read
     # Otherwise a window read through a warp is warped by itself, rounded otherwise than the same part of the whole.
     "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
     # Otherwise the missing end of a truncated PNG is whatever stood in memory, without an error.
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+    # Over a network: no listing of the folder, patience with a server that is busy, none with one that is dead.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+    "GDAL_HTTP_MAX_RETRY": "4",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_CONNECTTIMEOUT": "15",
+    "GDAL_HTTP_LOW_SPEED_TIME": "60",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
 }
 
 
@@ -151,6 +159,11 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             hint = f"name one of them, such as {names[0]}" if names else "export one of them"
             raise InputError(f"{name}: found a container of {len(names)} rasters, expected one image; {hint}")
         yield dataset
+
+
+def is_remote(name: str) -> bool:
+    """Whether an open dataset's name is a URL or in a file system of GDAL's own, rather than a file of this machine."""
+    return name.startswith("/vsi") or ("://" in name and not name.startswith("file://"))
 
 
 def grid_of(dataset: Any) -> Grid:

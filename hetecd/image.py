@@ -1,0 +1,334 @@
+"""One date on any grid: a file, or a folder of granules taken together as one image.
+
+Pixels are resampled once at most: a file whose pixels are those of the grid is read as it is, any other is warped as
+it is read (bilinear, minding nodata). How invalid pixels are marked (nodata value, mask band, alpha, NaN) makes no
+difference.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio._path import _parse_path, _vsi_path
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import Affine
+
+from hetecd.errors import InputError
+from hetecd.modality import Floats
+from hetecd.place import Place, at_grid, box_of, pixel_of, place_of
+from hetecd.raster import (
+    Bools,
+    Grid,
+    alpha_band,
+    check_numbers,
+    is_remote,
+    one_line,
+    open_raster,
+    read_valid,
+    to_float32,
+)
+from hetecd.tiles import Window
+
+log = logging.getLogger("hetecd")
+
+Read = Callable[[Window], tuple[Floats, Bools]]
+GRANULES = (".tif", ".tiff", ".jp2", ".img", ".png", ".jpg", ".jpeg")  # of which a folder may consist
+# GDAL approximates a warp by straight pieces off by up to 1/8 of a pixel unless told otherwise; 1/100 costs nothing.
+WARP_TOLERANCE_PX = 0.01
+MARGIN_PX = 16  # around the box of an image on a grid, for an outline that bulges between the points looked at
+
+
+@dataclass(frozen=True)
+class Granule:
+    """One open file."""
+
+    dataset: Any
+    place: Place
+    path: Path | str
+
+
+@dataclass(frozen=True)
+class Image:
+    """One date, open: a file or several granules of one CRS or many; the first by name counts where two overlap.
+
+    Attributes:
+        path: the file or folder.
+        numbers: the bands that are read, from 1.
+        granules: the open files, sorted by name.
+    """
+
+    path: Path | str
+    numbers: tuple[int, ...]
+    granules: tuple[Granule, ...]
+
+    @property
+    def place(self) -> Place:
+        """Where the first granule lies, for a file: where it lies."""
+        return self.granules[0].place
+
+    @property
+    def files(self) -> list[str]:
+        """Local files that are read, also those behind a container or a virtual raster."""
+        # Asked about a URL, GDAL would look for two dozen companions over the network.
+        return [file for g in self.granules if not is_remote(g.dataset.name) for file in g.dataset.files]
+
+    def on(self, stack: ExitStack, grid: Grid, move: Affine | None = None) -> Read:
+        """A function that reads windows of a grid; what it opens is closed with ``stack``.
+
+        Args:
+            stack: closes what is opened.
+            grid: the grid; without a CRS, where the image has none: then pixels go by their numbers.
+            move: what is read at pixel p of the grid is what lies at pixel ``move @ p``.
+
+        Raises:
+            InputError: the image does not touch the grid, or its CRS cannot be brought to the grid's.
+        """
+        target = replace(
+            grid, transform=(grid.transform if grid.crs else Affine.identity()) @ (move or Affine.identity())
+        )
+        parts = []
+        try:
+            for granule in self.granules:
+                place = granule.place if grid.crs else replace(granule.place, transform=Affine.identity())
+                box = box_of(place, at_grid(target))
+                if box and (box[1] > 0).all() and (box[0] < grid.shape[::-1]).all():
+                    parts.append((box[0] - MARGIN_PX, box[1] + MARGIN_PX, self._reader(stack, granule, place, target)))
+        except (RasterioError, CPLE_BaseError, CRSError) as error:
+            raise InputError(
+                f"{self.path}: cannot be brought to {grid.crs} ({one_line(error)}); check the CRS of both images"
+            ) from error
+        if not parts:
+            found = f"{self.place} against {at_grid(grid)}"
+            raise InputError(
+                f"{self.path}: found no overlap with the grid of the pair ({found}), expected the same place; check "
+                "that both files and their CRS are right"
+            )
+
+        def read(window: Window) -> tuple[Floats, Bools]:
+            values, valid = _nothing(len(self.numbers), window)
+            first = window.col, window.row
+            last = window.col + window.width, window.row + window.height
+            for least, greatest, read_part in parts:
+                if (least >= last).any() or (greatest <= first).any():
+                    continue
+                part, part_valid = read_part(window)
+                new = part_valid & ~valid
+                values = part if new.all() else np.where(new, part, values)
+                valid |= new
+                if valid.all():
+                    break
+            return values, valid
+
+        return read
+
+    def _reader(self, stack: ExitStack, granule: Granule, place: Place, grid: Grid) -> Read:
+        """Reader of one granule that lies at ``place``."""
+        offset = _offset(place, grid)
+        if offset is not None:
+            return lambda window: _read_shifted(granule, self.numbers, window, *offset)
+        distinct = sorted(set(self.numbers))
+        warped = stack.enter_context(rasterio.open(_warped(granule.dataset, distinct, place, grid)))
+        order = tuple(distinct.index(number) + 1 for number in self.numbers)
+
+        def read(window: Window) -> tuple[Floats, Bools]:
+            values, valid = read_valid(warped, order, window, granule.path)
+            return to_float32(values, valid), valid
+
+        return read
+
+
+@contextmanager
+def open_image(path: Path | str, numbers: Sequence[int]) -> Iterator[Image]:
+    """Open a file, or all granules in a folder, for reading some bands.
+
+    Args:
+        path: whatever :func:`hetecd.raster.open_raster` takes, or a folder of images that have a georeference.
+        numbers: band numbers from 1, repeats allowed.
+
+    Raises:
+        InputError: a file is missing, no raster, of too few bands or complex; a folder is no mosaic.
+    """
+    with ExitStack() as stack:
+        is_folder = os.path.isdir(path)
+        granules = []
+        for file in granule_files(path) if is_folder else [path]:
+            dataset = stack.enter_context(open_raster(file))
+            check_numbers(dataset, numbers, file)
+            granules.append(Granule(dataset, place_of(dataset, file), file))
+        if is_folder:
+            _check_mosaic(path, granules)
+            log.info("%s: %d granule%s, taken as one image", path, len(granules), "s"[: len(granules) != 1])
+        yield Image(path, tuple(numbers), tuple(granules))
+
+
+def granule_files(folder: Path | str) -> list[Path]:
+    """Images in a folder, by name; InputError where there are none."""
+    names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in GRANULES and not p.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder}: found no image, expected granules ({', '.join(GRANULES)}); check the path")
+    return names
+
+
+def are_tiles(before: Path | str, after: Path | str) -> bool:
+    """Whether two paths are folders of tiles, to be mapped one by one, rather than images or folders of granules.
+
+    Tiles have the same names in both folders, or no georeference.
+    """
+    if not (os.path.isdir(before) and os.path.isdir(after)):
+        return False
+    names = [granule_files(folder) for folder in (before, after)]
+    if {path.stem for path in names[0]} == {path.stem for path in names[1]}:
+        return True
+    for first, *_ in names:
+        with open_raster(first) as dataset:
+            if place_of(dataset, first).crs is None:
+                return True
+    return False
+
+
+def _check_mosaic(folder: Path | str, granules: Sequence[Granule]) -> None:
+    """InputError unless all granules have a georeference and places of their own."""
+    seen: dict[Place, Granule] = {}
+    for granule in granules:
+        if granule.place.crs is None:
+            raise InputError(
+                f"{granule.path}: found no CRS, expected georeferenced granules in the folder {folder}; georeference "
+                "it, or give two folders with the same names in both, which are tiles"
+            )
+        other = seen.setdefault(granule.place, granule)
+        if other is not granule:
+            raise InputError(
+                f"{folder}: found {Path(other.path).name} and {Path(granule.path).name} of the same grid, expected "
+                "one file per place; stack bands to one file (rio stack), keep one date"
+            )
+
+
+def _nothing(channels: int, window: Window) -> tuple[Floats, Bools]:
+    shape = window.height, window.width
+    return np.full((channels, *shape), np.nan, np.float32), np.zeros(shape, bool)
+
+
+def _offset(place: Place, grid: Grid) -> tuple[int, int] | None:
+    """Row and column of the grid's first pixel in an image whose pixels are those of the grid; None for any other."""
+    if place.transform is None or place.crs != grid.crs:
+        return None
+    cols, rows = np.array([0, grid.width, 0]), np.array([0, 0, grid.height])
+    at = place.pixel(*(grid.transform @ (cols, rows)))
+    shift = np.rint(at[:, 0])
+    if np.abs(at - np.array([cols, rows]) - shift[:, None]).max() >= 1e-3:
+        return None
+    return int(shift[1]), int(shift[0])
+
+
+def _read_shifted(granule: Granule, numbers: Sequence[int], window: Window, row: int, col: int) -> tuple[Floats, Bools]:
+    """A window of an image whose pixel (row, col) is the first of the grid; invalid outside the image."""
+    dataset = granule.dataset
+    top, left = window.row + row, window.col + col
+    rows = max(0, -top), min(window.height, dataset.height - top)
+    cols = max(0, -left), min(window.width, dataset.width - left)
+    if rows == (0, window.height) and cols == (0, window.width):
+        values, valid = read_valid(dataset, numbers, Window(top, left, window.height, window.width), granule.path)
+        return to_float32(values, valid), valid
+    out, out_valid = _nothing(len(numbers), window)
+    if rows[0] < rows[1] and cols[0] < cols[1]:
+        inside = Window(top + rows[0], left + cols[0], rows[1] - rows[0], cols[1] - cols[0])
+        values, valid = read_valid(dataset, numbers, inside, granule.path)
+        out[:, slice(*rows), slice(*cols)] = to_float32(values, valid)
+        out_valid[slice(*rows), slice(*cols)] = valid
+    return out, out_valid
+
+
+def _warped(dataset: Any, numbers: Sequence[int], place: Place, grid: Grid) -> str:
+    """GDAL's XML for bands of a dataset warped onto a grid, float32 with NaN as nodata.
+
+    Every way to mark invalid pixels becomes NaN first, in a virtual float32 copy: the warp knows one way only. The
+    XML is ours because WarpedVRT of rasterio takes no spline, and no transform other than the file's.
+    """
+    bands = range(1, len(numbers) + 1)
+    lines = [
+        f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}" subClass="VRTWarpedDataset">',
+        f"<SRS>{_wkt(grid.crs)}</SRS>" if grid.crs else "",
+        f"<GeoTransform>{_numbers(grid.transform)}</GeoTransform>",
+        *(
+            f'<VRTRasterBand dataType="Float32" band="{band}" subClass="VRTWarpedRasterBand">'
+            "<NoDataValue>nan</NoDataValue></VRTRasterBand>"
+            for band in bands
+        ),
+        "<GDALWarpOptions><ResampleAlg>Bilinear</ResampleAlg><WorkingDataType>Float32</WorkingDataType>",
+        '<Option name="INIT_DEST">NO_DATA</Option>',
+        '<Option name="UNIFIED_SRC_NODATA">NO</Option>',  # a band is interpolated from its own valid pixels
+        *_scales(place, grid),
+        f'<SourceDataset relativeToVRT="0">{escape(_float_copy(dataset, numbers))}</SourceDataset>',
+        f"<Transformer><ApproxTransformer><MaxError>{WARP_TOLERANCE_PX}</MaxError><BaseTransformer>",
+        *_transformer(place, grid),
+        "</BaseTransformer></ApproxTransformer></Transformer><BandList>",
+        *(
+            f'<BandMapping src="{band}" dst="{band}"><SrcNoDataReal>nan</SrcNoDataReal>'
+            "<DstNoDataReal>nan</DstNoDataReal></BandMapping>"
+            for band in bands
+        ),
+        "</BandList></GDALWarpOptions></VRTDataset>",
+    ]
+    return "".join(lines)
+
+
+def _transformer(place: Place, grid: Grid) -> Iterator[str]:
+    """XML of the way from pixels at a place to those of a grid."""
+    yield "<GenImgProjTransformer>"
+    if place.transform is not None:
+        yield f"<SrcGeoTransform>{_numbers(place.transform)}</SrcGeoTransform>"
+        yield f"<SrcInvGeoTransform>{_numbers(~place.transform)}</SrcInvGeoTransform>"
+    else:
+        yield "<SrcTPSTransformer><TPSTransformer><Reversed>0</Reversed><GCPList>"
+        for tie in place.ties:
+            yield f'<GCP Id="" Pixel="{tie.col!r}" Line="{tie.row!r}" X="{tie.x!r}" Y="{tie.y!r}"/>'
+        yield "</GCPList></TPSTransformer></SrcTPSTransformer>"
+    if place.crs != grid.crs:
+        yield f"<ReprojectTransformer><ReprojectionTransformer><SourceSRS>{_wkt(place.crs)}</SourceSRS>"
+        yield f"<TargetSRS>{_wkt(grid.crs)}</TargetSRS></ReprojectionTransformer></ReprojectTransformer>"
+    yield f"<DstGeoTransform>{_numbers(grid.transform)}</DstGeoTransform>"
+    yield f"<DstInvGeoTransform>{_numbers(~grid.transform)}</DstInvGeoTransform></GenImgProjTransformer>"
+
+
+def _scales(place: Place, grid: Grid) -> Iterator[str]:
+    """XML of the reduction. Left to itself GDAL guesses it block by block, and smooths blocks at the border less."""
+    middle = np.array([place.width, place.height]) / 2
+    at = pixel_of(place, at_grid(grid), middle[0] + np.array([0.0, 1, 0]), middle[1] + np.array([0.0, 0, 1]))
+    scale = np.hypot(*(at[:, 1:] - at[:, :1]))
+    if np.isfinite(scale).all():
+        for axis, value in zip("XY", scale.tolist(), strict=True):
+            yield f'<Option name="{axis}SCALE">{min(1.0, value)!r}</Option>'
+
+
+def _wkt(crs: CRS) -> str:
+    return escape(crs.to_wkt())
+
+
+def _numbers(transform: Affine) -> str:
+    return ", ".join(map(repr, transform.to_gdal()))
+
+
+def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
+    """GDAL's XML for a virtual float32 copy of some bands in which invalid pixels are NaN."""
+    lines = [f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">']
+    name = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
+    alpha_is_data = alpha_band(dataset) in numbers
+    for position, number in enumerate(numbers, 1):
+        nodata = dataset.nodatavals[number - 1]
+        lines += [
+            f'<VRTRasterBand dataType="Float32" band="{position}"><NoDataValue>nan</NoDataValue><ComplexSource>',
+            f'<SourceFilename relativeToVRT="0">{escape(name)}</SourceFilename><SourceBand>{number}</SourceBand>',
+            "" if nodata is None else f"<NODATA>{nodata!r}</NODATA>",
+            "" if alpha_is_data else "<UseMaskBand>true</UseMaskBand>",
+            "</ComplexSource></VRTRasterBand>",
+        ]
+    return "".join([*lines, "</VRTDataset>"])

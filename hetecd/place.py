@@ -1,0 +1,141 @@
+"""Where the pixels of a file lie on the ground: by an affine transform, or by tie points.
+
+Tie points are the ground control points (GCPs) of a file, such as Sentinel-1's, or a lattice of them where it has
+rational polynomials (RPCs), such as those of very high resolution images. Between them runs a thin plate spline,
+which meets every one. Terrain is not looked at: RPCs are taken at the mean height that they state.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.transform import Affine, GCPTransformer, RPCTransformer
+from rasterio.warp import transform as transform_points
+
+from hetecd.errors import InputError
+from hetecd.raster import WGS84, Grid, grid_of
+
+RPC_TIES = 15  # along either edge; a spline through them leaves the polynomials by some thousandths of a pixel
+EDGE_POINTS = 33  # along each edge of an image whose outline is wanted
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the pixels of one file lie.
+
+    Attributes:
+        crs: of the ground coordinates; None for an image tied to no place.
+        height: rows.
+        width: columns.
+        transform: pixel (col, row) to ground (x, y); None where tie points tell.
+        ties: pixel and ground coordinates of points; empty where the transform tells.
+        by: what the file says it with.
+    """
+
+    crs: CRS | None
+    height: int
+    width: int
+    transform: Affine | None
+    ties: tuple[GroundControlPoint, ...] = ()
+    by: Literal["transform", "GCPs", "RPCs"] = "transform"
+
+    def ground(self, cols: ArrayLike, rows: ArrayLike) -> NDArray[np.float64]:
+        """Ground coordinates (2, n) as (x, y) of pixel coordinates (n,); (0, 0) is the outer corner of the first."""
+        if self.transform is not None:
+            return np.array(self.transform @ (np.asarray(cols, float), np.asarray(rows, float)))
+        with GCPTransformer(self.ties, tps=True) as spline:
+            return np.array(spline.xy(rows, cols, offset="ul"))
+
+    def pixel(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+        """The inverse of :meth:`ground`: pixel coordinates (2, n) as (col, row)."""
+        if self.transform is not None:
+            return np.array(~self.transform @ (np.asarray(x, float), np.asarray(y, float)))
+        with GCPTransformer(self.ties, tps=True) as spline:
+            return np.array(spline.rowcol(x, y, op=lambda value: value))[::-1]
+
+    def outline(self) -> NDArray[np.float64]:
+        """Pixel coordinates (2, n) as (col, row) of points along the four edges."""
+        along = np.linspace(0, 1, EDGE_POINTS)
+        zero, one = np.zeros(EDGE_POINTS), np.ones(EDGE_POINTS)
+        cols, rows = np.concatenate([along, along, zero, one]), np.concatenate([zero, one, along, along])
+        return np.array([cols * self.width, rows * self.height])
+
+    def __str__(self) -> str:
+        x, y = self.ground(*self.outline())
+        box = ", ".join(f"{value:.7g}" for value in (x.min(), y.min(), x.max(), y.max()))
+        return f"[{box}] in {self.crs}"
+
+
+def at_grid(grid: Grid) -> Place:
+    """The place of a grid."""
+    return Place(grid.crs, grid.height, grid.width, grid.transform)
+
+
+def place_of(dataset: Any, path: object) -> Place:
+    """Place of an open rasterio dataset: its transform, else its GCPs, else its RPCs, else nowhere.
+
+    Raises:
+        InputError: it has fewer than three GCPs.
+    """
+    grid = grid_of(dataset)
+    if grid.crs is not None:
+        return at_grid(grid)
+    ties, crs = dataset.gcps
+    if ties and crs:
+        if len(ties) < 3:
+            raise InputError(f"{path}: found {len(ties)} ground control points, expected 3 or more; add some")
+        return Place(crs, grid.height, grid.width, None, tuple(ties), "GCPs")
+    if dataset.rpcs is not None:
+        return Place(WGS84, grid.height, grid.width, None, _rpc_ties(dataset), "RPCs")
+    return at_grid(grid)
+
+
+def _rpc_ties(dataset: Any) -> tuple[GroundControlPoint, ...]:
+    edges = np.linspace(0, dataset.width, RPC_TIES), np.linspace(0, dataset.height, RPC_TIES)
+    cols, rows = (values.ravel() for values in np.meshgrid(*edges))
+    with RPCTransformer(dataset.rpcs, rpc_height=dataset.rpcs.height_off) as polynomials:
+        x, y = polynomials.xy(rows, cols, offset="ul")
+    return tuple(GroundControlPoint(*map(float, point)) for point in zip(rows, cols, x, y, strict=True))
+
+
+def pixel_of(source: Place, target: Place, cols: ArrayLike, rows: ArrayLike) -> NDArray[np.float64]:
+    """Pixel coordinates (2, n) as (col, row) in ``target`` of those in ``source``; infinite where there is none."""
+    x, y = source.ground(cols, rows)
+    if source.crs != target.crs:
+        x, y = (np.asarray(v) for v in transform_points(source.crs, target.crs, x, y))
+    return target.pixel(x, y)
+
+
+def box_of(source: Place, target: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Least and greatest pixel coordinates (col, row) in ``target`` of the outline of ``source``; None if nowhere."""
+    at = pixel_of(source, target, *source.outline())
+    at = at[:, np.isfinite(at).all(0)]
+    return (at.min(1), at.max(1)) if at.size else None
+
+
+def pixel_size(place: Place, crs: CRS) -> float:
+    """Edge of a square in units of ``crs`` of the area of the pixel in the middle of a place."""
+    col, row = place.width / 2, place.height / 2
+    x, y = place.ground([col, col + 1, col], [row, row, row + 1])
+    if place.crs is not None and place.crs != crs:
+        x, y = (np.asarray(v) for v in transform_points(place.crs, crs, x, y))
+    return float(np.sqrt(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))))
+
+
+def middle_wgs84(place: Place) -> tuple[float, float]:
+    """Longitude and latitude of the middle in degrees; infinite where its CRS is tied to no place on earth."""
+    x, y = place.ground([place.width / 2], [place.height / 2])
+    (lon,), (lat,) = transform_points(place.crs, WGS84, x, y)
+    return float(lon), float(lat)
+
+
+def metric_crs(place: Place) -> CRS:
+    """The UTM zone of the middle of a place, or the polar stereographic CRS beyond 84 degrees."""
+    lon, lat = middle_wgs84(place)
+    if abs(lat) > 84:
+        return CRS.from_epsg(32661 if lat > 0 else 32761)
+    zone = int((lon + 180) // 6) % 60 + 1
+    return CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
