@@ -90,6 +90,7 @@ def predict(args: Namespace) -> None:
     from hetecd.pair import open_pair
     from hetecd.predict import predict_folder, predict_scene
     from hetecd.results import About, describe_weights
+    from hetecd.vector import PolygonSettings
 
     predictor, info = _predictor(args.weights, args)
     before_is: Role = args.before_is or info.before_is
@@ -107,7 +108,15 @@ def predict(args: Namespace) -> None:
         about = About(weights, args.tta, args.precision, args.runtime)
         with open_pair(args.before, args.after, before_is, info.optical, info.sar) as pair:
             summary = predict_scene(
-                pair, predictor, args.out, threshold, args.tile, args.overlap, args.batch, about=about
+                pair,
+                predictor,
+                args.out,
+                threshold,
+                args.tile,
+                args.overlap,
+                args.batch,
+                about=about,
+                polygons=PolygonSettings(args.format, args.min_area, args.simplify),
             )
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
         found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
@@ -146,15 +155,6 @@ def convert(args: Namespace) -> None:
     from hetecd.convert import convert_file
 
     print(convert_file(args.published, args.out, args.half))
-
-
-def calibrate(args: Namespace) -> None:
-    """Fit probabilities and threshold of a checkpoint to labelled tiles."""
-    from hetecd.calibrate import calibrate_file
-
-    found = calibrate_file(args.checkpoint or DEFAULT_WEIGHTS, args.data, args.split, args.out)
-    print(f"IoU {100 * found.iou:.2f} with threshold {found.threshold:.2f}, before {100 * found.iou_before:.2f}")
-    print(f"written: {args.out}")
 
 
 def export(args: Namespace) -> None:
@@ -241,6 +241,9 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
     parser.add_argument("--batch", type=int, default=4, help="windows at a time")
+    parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
+    parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
+    parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
     _device_arguments(parser)
 
 
@@ -250,13 +253,6 @@ def _distances_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=str, required=True, help="folder of tiles")
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
     parser.add_argument("--out", "-o", type=str, help="folder for distances.csv and densities.png")
-
-
-def _calibrate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", type=str, help="default: the weights that come with hetecd")
-    parser.add_argument("--data", type=str, required=True, help="folder of labelled tiles, not of the training")
-    parser.add_argument("--split", type=str, default="val", help="which of them")
-    parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
 
 
 def _convert_arguments(parser: ArgumentParser) -> None:
@@ -309,7 +305,6 @@ VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], N
     "report": (report, _report_arguments),
     "compare": (compare, _compare_arguments),
     "distances": (distances, _distances_arguments),
-    "calibrate": (calibrate, _calibrate_arguments),
     "convert": (convert, _convert_arguments),
     "export": (export, _export_arguments),
     "synth": (synth, _synth_arguments),

@@ -25,7 +25,7 @@ from hetecd.pair import Pair, open_pair
 from hetecd.raster import write_cog, write_raster
 from hetecd.results import About, Count, describe, map_rows, tags, write_summary
 from hetecd.tiles import Stitcher, Window, windows
-from hetecd.vector import write_polygons
+from hetecd.vector import PolygonSettings, write_polygons
 
 TILE_INVALID = 127  # in the PNG map of a tile, between 0 (unchanged) and 255 (changed), and declared transparent
 
@@ -67,6 +67,7 @@ def predict_scene(
     batch: int = 4,
     progress: bool = True,
     about: About | None = None,
+    polygons: PolygonSettings = PolygonSettings(),  # noqa: B008 - frozen
 ) -> Summary:
     """Write ``change.tif``, ``probability.tif``, ``change.gpkg`` and ``summary.json`` of a pair into ``out_dir``.
 
@@ -83,6 +84,7 @@ def predict_scene(
         batch: windows given to the predictor at a time.
         progress: show a bar where the output is a terminal.
         about: what the metadata and the summary say besides, see :mod:`hetecd.results`.
+        polygons: their format, and what is left out of them.
 
     Raises:
         InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, a result would
@@ -91,14 +93,16 @@ def predict_scene(
     """
     started = time.monotonic()
     _check_threshold(threshold)
+    polygons.check(pair.grid)
     plan = windows(*pair.grid.shape, tile_px, overlap_px)
     tally = _Tally()
     out_dir = Path(out_dir)
-    outputs = tuple(out_dir / name for name in ("change.tif", "probability.tif", "change.gpkg", "summary.json"))
+    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json")
+    outputs = tuple(out_dir / name for name in names)
     _keep_inputs(pair.files, outputs)
-    description = describe(
-        pair, about or About(), {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
-    )
+    settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
+    settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
+    description = describe(pair, about or About(), settings)
     with staging(out_dir) as folder:
         staged = [folder / path.name for path in outputs]
         with (
@@ -115,15 +119,11 @@ def predict_scene(
                     "check that both show the same place and what their nodata values are"
                 )
         count = Count(pair.grid, threshold)
-        for block in map_rows(*staged[:2]):
-            count.add(*block)
-        polygons, _ = write_polygons(*staged[:3])
-        found = {"polygons": polygons, "outputs": [path.name for path in outputs]}
+        number = write_polygons(count.passing(map_rows(*staged[:2])), pair.grid, staged[2], polygons)
+        found = {"polygons": number, "outputs": list(names)}
         write_summary(staged[3], description, count.numbers() | found, started)
         publish(staged, out_dir)
-    return tally.summary(
-        pair.grid.height * pair.grid.width, count.changed_area_m2, polygons, len(plan), started, outputs
-    )
+    return tally.summary(pair.grid.height * pair.grid.width, count.changed_area_m2, number, len(plan), started, outputs)
 
 
 def predict_folder(

@@ -5,7 +5,7 @@
     hetecd, created      version, time of writing (UTC)
     before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file
     weights              {name, sha256, scores}: validation scores of the checkpoint; null without a name
-    settings             threshold, tile_px, overlap_px, tta, precision, runtime
+    settings             threshold, tile_px, overlap_px, tta, precision, runtime, and of the polygons min_area, simplify
     alignment            null, or how the SAR image was moved
     grid                 {crs, transform [a, b, c, d, e, f], height, width, pixel_m, bounds_wgs84}
     pixels, valid_pixels, changed_pixels, changed_area_m2, polygons
@@ -21,7 +21,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,7 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
     Args:
         pair: what is mapped.
         about: what else is known.
-        settings: of the run: threshold, tile_px, overlap_px.
+        settings: of the run.
     """
     dates = {"optical": pair.optical_path, "sar": pair.sar_path}
     before, after = dates if pair.before_is == "optical" else reversed(dates)
@@ -126,18 +126,26 @@ class Count:
         self.class_pixels = np.zeros(len(self.edges) - 1, np.int64)
         self.class_area_m2 = np.zeros(len(self.edges) - 1)
         self._areas = PixelAreas(self.grid)
+        self._row = 0
 
-    def add(self, first_row: int, changed: Bools, probability: Floats) -> None:
+    def passing(self, blocks: Iterable[tuple[Bools, Floats]]) -> Iterator[tuple[Bools, Floats]]:
+        """Hand on blocks of rows, and count them on the way."""
+        for changed, probability in blocks:
+            self.add(changed, probability)
+            yield changed, probability
+
+    def add(self, changed: Bools, probability: Floats) -> None:
         """Count the next rows (n, W): which pixels changed, and how likely (NaN = invalid)."""
         for start in range(0, len(probability), CELL_PX):
             rows = probability[start : start + CELL_PX]
             valid = ~np.isnan(rows)
-            row = first_row + start + len(rows) / 2
+            middle = self._row + len(rows) / 2
             bins = np.minimum(rows[valid] * BINS, BINS - 1).astype(np.int64)
-            self._sum(self.pixels, self.area_m2, row, valid, bins)
+            self._sum(self.pixels, self.area_m2, middle, valid, bins)
             changes = changed[start : start + CELL_PX] & valid
             classes = np.digitize(rows[changes], self.edges[1:-1].astype(np.float32))
-            self._sum(self.class_pixels, self.class_area_m2, row, changes, classes)
+            self._sum(self.class_pixels, self.class_area_m2, middle, changes, classes)
+            self._row += len(rows)
 
     def _sum(
         self, pixels: NDArray[np.int64], area_m2: NDArray[np.float64], row: float, where: Bools, bins: NDArray[Any]
@@ -176,13 +184,13 @@ class Count:
         }
 
 
-def map_rows(change_path: Path | str, probability_path: Path | str) -> Iterator[tuple[int, Bools, Floats]]:
-    """A finished map by blocks of rows: the first row's number, changed (n, W), probability (n, W), NaN = invalid."""
+def map_rows(change_path: Path | str, probability_path: Path | str) -> Iterator[tuple[Bools, Floats]]:
+    """A finished map by blocks of rows: changed (n, W) and its probability (n, W), NaN = invalid."""
     with open_raster(change_path) as change, open_raster(probability_path) as probability:
         for row in range(0, change.height, BLOCK_ROWS):
             block = Window(row, 0, min(BLOCK_ROWS, change.height - row), change.width)
             changed = read_valid(change, (1,), block, change_path)[0][0] == 1
-            yield row, changed, read_valid(probability, (1,), block, probability_path)[0][0]
+            yield changed, read_valid(probability, (1,), block, probability_path)[0][0]
 
 
 def write_summary(path: Path, description: Mapping[str, Any], numbers: Mapping[str, Any], started: float) -> None:

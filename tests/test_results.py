@@ -56,6 +56,7 @@ def test_the_summary_says_what_was_done(tmp_path):
     assert summary["weights"]["scores"] == {"iou": 0.5}
     assert summary["settings"] == {
         "threshold": 0.6, "tile_px": 64, "overlap_px": 16, "tta": True, "precision": "bf16", "runtime": "auto",
+        "min_area": 0, "simplify": 0,
     }  # fmt: skip
     assert (summary["alignment"], summary["warnings"]) == (alignment, ["look"])
     assert sorted(summary["outputs"]) == sorted(os.listdir(tmp_path / "out"))
@@ -113,8 +114,8 @@ def test_classes_begin_at_the_threshold(threshold):
     probability[0, :3] = (threshold, 1.0, np.nan)
     changed = probability >= threshold
     count = Count(Grid(None, Affine.identity(), 50, 70), threshold)
-    count.add(0, changed[:17], probability[:17])
-    count.add(17, changed[17:], probability[17:])
+    count.add(changed[:17], probability[:17])
+    count.add(changed[17:], probability[17:])
     classes = count.numbers()["classes"]
     assert classes[0]["from_prob"] == threshold
     assert classes[-1]["to_prob"] == 1
@@ -129,7 +130,7 @@ def test_areas_do_not_depend_on_the_blocks():
     for rows in (130, 50, 7):
         count = Count(MERCATOR, 0.5)
         for row in range(0, 130, rows):
-            count.add(row, probability[row : row + rows] >= 0.5, probability[row : row + rows])
+            count.add(probability[row : row + rows] >= 0.5, probability[row : row + rows])
         sums.append(count.numbers()["histogram"])
         assert count.changed_area_m2 == pytest.approx(100 * (probability >= 0.5).sum(), rel=0.01)
     assert sums[0]["pixels"] == sums[1]["pixels"] == sums[2]["pixels"]
