@@ -119,9 +119,9 @@ def train(row: Row, data: Path, seed: int, overrides: Mapping[str, Any], out: Pa
         hint = "make bench-accuracy-torchgeo" if row.kind == "torchgeo" else f"pip install {row.missing}"
         raise ConfigError(f"row {row.name}: needs {row.missing}, which is not installed here; see `{hint}`")
     model_config, config = configs(row, seed, overrides)
-    if row.kind != "hetecd" and (model_config.modalities != "both" or config.encoder_weights):
+    if row.kind != "hetecd" and (model_config.modalities != "both" or config.encoder_weights or config.start_from):
         raise ConfigError(
-            f"row {row.name}: kind {row.kind} knows neither modalities nor encoder_weights; leave them out"
+            f"row {row.name}: kind {row.kind} knows neither modalities nor weights to start from; leave them out"
         )
     if row.kind == "boosting":
         return train_boosting(data, config, Options(**row.options))

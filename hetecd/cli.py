@@ -157,6 +157,15 @@ def convert(args: Namespace) -> None:
     print(convert_file(args.published, args.out, args.half))
 
 
+def calibrate(args: Namespace) -> None:
+    """Fit probabilities and threshold of a checkpoint to labelled tiles."""
+    from hetecd.calibrate import calibrate_file
+
+    found = calibrate_file(args.checkpoint or DEFAULT_WEIGHTS, args.data, args.split, args.out)
+    print(f"IoU {100 * found.iou:.2f} with threshold {found.threshold:.2f}, before {100 * found.iou_before:.2f}")
+    print(f"written: {args.out}")
+
+
 def export(args: Namespace) -> None:
     """Make a checkpoint a graph for ONNX Runtime or OpenVINO."""
     from hetecd.export import export_file
@@ -255,6 +264,13 @@ def _distances_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", "-o", type=str, help="folder for distances.csv and densities.png")
 
 
+def _calibrate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", nargs="?", type=str, help="default: the weights that come with hetecd")
+    parser.add_argument("--data", type=str, required=True, help="folder of labelled tiles, not of the training")
+    parser.add_argument("--split", type=str, default="val", help="which of them")
+    parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
+
+
 def _convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("published", type=str, help="HeteCD, MiT (SegFormer, Hugging Face), PVTv2 (timm), or ours")
     parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
@@ -305,6 +321,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], N
     "report": (report, _report_arguments),
     "compare": (compare, _compare_arguments),
     "distances": (distances, _distances_arguments),
+    "calibrate": (calibrate, _calibrate_arguments),
     "convert": (convert, _convert_arguments),
     "export": (export, _export_arguments),
     "synth": (synth, _synth_arguments),

@@ -106,6 +106,7 @@ class TrainConfig:
         clip: largest gradient norm; 0 = no clipping.
         ema: weights that are validated and kept are a running mean of those of the last 1 / (1 - ema) steps; 0 = they
             are the last ones.
+        calibrate: at the end fit probabilities and threshold of the best checkpoint to the held-out tiles.
         seed: of weights, order, augmentation and dropout.
         precision: "f32" or "bf16" (autocast).
         workers: processes that read tiles; 0 reads in the main process.
@@ -120,6 +121,8 @@ class TrainConfig:
         fca_weight: factor of the alignment.
         fca_schedule: "decay" = weight / (epoch + 1) as released, "ramp" rises linearly over the training, "constant".
         encoder_weights: pretrained weights for both encoders (a converted .safetensors file).
+        start_from: checkpoint to start from instead of random weights, for more training or for data of one's own; the
+            network must be its own, and bands and scaling are taken from it.
         flip: probability of each of the two flips.
         rotate90: rotate by a random multiple of 90 degrees.
         rotate: rotate by U(-rotate, rotate) degrees, edges mirrored.
@@ -154,6 +157,7 @@ class TrainConfig:
     lr_power: float = 1.0
     clip: float = 1.0
     ema: float = 0.0
+    calibrate: bool = False
     seed: int = 0
     precision: Literal["f32", "bf16"] = "f32"
     workers: int = 0
@@ -167,6 +171,7 @@ class TrainConfig:
     fca_weight: float = 0.1
     fca_schedule: Literal["decay", "constant", "ramp"] = "ramp"
     encoder_weights: str = ""
+    start_from: str = ""
     flip: float = 0.5
     rotate90: bool = True
     rotate: float = 0.0
@@ -189,6 +194,8 @@ class TrainConfig:
             ("ema", 0, 0.99999), ("lovasz_weight", 0, 1e3), ("deep_weight", 0, 1e3),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
+        if self.encoder_weights and self.start_from:
+            raise ConfigError("start_from: found encoder_weights too, expected one of them; leave the other empty")
         if 0 < self.tile_px < 32:
             raise ConfigError(f"tile_px: found {self.tile_px}, expected 0 (whole tiles) or at least 32")
 

@@ -98,7 +98,9 @@ def compare(
     if info is None:
         raise CheckpointError("distances: the network carries no description; load it with hetecd.load")
     if before is None:
-        before = fresh(info.model, int(info.recipe.get("seed", 0)), info.recipe.get("encoder_weights", "")).eval()
+        recipe = info.recipe
+        origins = (str(recipe.get(key, "")) for key in ("encoder_weights", "start_from"))
+        before = fresh(info.model, int(recipe.get("seed", 0)), *origins).eval()
     if (before.config.optical_channels, before.config.sar_channels) != (info.optical.channels, info.sar.channels):
         raise CheckpointError("distances: the two checkpoints read different bands; compare like with like")
     files = find_tiles(data, split, labels=False)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,16 +27,19 @@ from torch.utils.data import DataLoader
 
 from hetecd import losses
 from hetecd.augment import augment, cutmix
+from hetecd.calibrate import calibrate
 from hetecd.config import IGNORE, ModelConfig, TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.files import replacing
+from hetecd.folders import TileFiles
 from hetecd.info import ModelInfo
 from hetecd.metrics import Confusion, confusion
+from hetecd.modality import Modality
 from hetecd.model import Features, HeteCD
 from hetecd.ops import keep_memory
 from hetecd.resume import SafetensorsIO
-from hetecd.weights import fresh, save
+from hetecd.weights import fresh, load, save
 
 log = logging.getLogger("hetecd")
 
@@ -97,7 +100,7 @@ def fit(
     _check_unused(out, resume)
     train_files, val_files, note = split_tiles(data, config)
     log.info(note)
-    optical, sar = fit_modalities(train_files, config)
+    optical, sar = _contracts(train_files, config)
     model_config = dataclasses.replace(
         model_config or ModelConfig(), optical_channels=optical.channels, sar_channels=sar.channels
     )
@@ -112,7 +115,7 @@ def fit(
     if not train_tiles.has_change:
         raise InputError(f"{data}: found no changed pixel in {len(train_files)} training labels, expected some")
     training = Training(
-        fresh(model_config, config.seed, config.encoder_weights), config, info, train_tiles,
+        fresh(model_config, config.seed, config.encoder_weights, config.start_from), config, info, train_tiles,
         TileDataset(val_files, config, optical, sar),
     )  # fmt: skip
     _check_writable(out)
@@ -129,6 +132,8 @@ def fit(
         except SystemExit:  # what Lightning makes of Ctrl-C, after which it ignores the next one
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
+    if config.calibrate and trainer.is_global_zero:
+        _calibrate(out / BEST, training.val_tiles)
     return out / BEST
 
 
@@ -379,6 +384,27 @@ def lr_factor(config: TrainConfig, step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 - (step - warmup) / max(1, steps - warmup)) ** config.lr_power
+
+
+def _contracts(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Modality, Modality]:
+    """What optical and SAR images must look like: as the weights to start from know them, or fitted to the tiles."""
+    if not config.start_from:
+        return fit_modalities(files, config)
+    info = load(config.start_from).info
+    assert info is not None
+    if info.before_is != config.before_is:
+        raise ConfigError(f"start_from: found {info.before_is} as the earlier date there; set before_is to that")
+    return info.optical, info.sar
+
+
+def _calibrate(path: Path, tiles: TileDataset) -> None:
+    model, found = calibrate(load(path), tiles)
+    assert model.info is not None
+    save(path, model, model.info)
+    log.info(
+        "calibrated on the held-out tiles: logit x %.2f %+.2f, threshold %.2f; IoU %.4f, before %.4f",
+        found.slope, found.offset, found.threshold, found.iou, found.iou_before,
+    )  # fmt: skip
 
 
 def _check_unused(out: Path, resume: bool) -> None:

@@ -152,22 +152,25 @@ def load_encoder(path: Path | str, encoder: torch.nn.Module, name: str) -> None:
     fill(encoder, tensors, path)
 
 
-def fresh(config: ModelConfig, seed: int, encoder_weights: str = "") -> HeteCD:
+def fresh(config: ModelConfig, seed: int, encoder_weights: str = "", start_from: str = "") -> HeteCD:
     """The network as it is before its first training step.
 
     Args:
         config: the network.
         seed: of its initial weights.
         encoder_weights: converted file for both encoders, "" = none.
+        start_from: checkpoint with all weights, "" = none.
 
     Raises:
-        CheckpointError: the file is of another encoder, or no converted encoder.
+        CheckpointError: a file is of another encoder or network, or neither converted encoder nor checkpoint.
     """
     torch.manual_seed(seed)
     model = HeteCD(config)
     if encoder_weights:
         for encoder in (model.optical_encoder, model.sar_encoder):
             load_encoder(encoder_weights, encoder, config.encoder)
+    if start_from:
+        fill(model, load(start_from).state_dict(), start_from)
     return model
 
 

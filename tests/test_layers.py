@@ -22,14 +22,16 @@ ROWS = [
     {"predict", "synth", "losses", "weights", "graph"},
     {"convert", "augment", "data", "resume"},
     {"figures"},
-    {"evaluate", "distances", "train", "export"},
+    {"evaluate", "distances", "export"},
+    {"calibrate"},
+    {"train"},
     {"runs"},
     {"run_report"},
     {"cli"},
 ]
 OWNERS = {
     "torch": {"ops", "encoder", "residual", "difference", "losses", "model", "weights", "convert", "augment", "data",
-              "resume", "train", "distances", "graph", "export"},
+              "resume", "calibrate", "train", "distances", "graph", "export"},
     "openvino": {"export", "runtime"},
     "onnxruntime": {"runtime"},
     "onnx": {"export"},

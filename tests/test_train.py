@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import hetecd
 from hetecd.config import ModelConfig, TrainConfig
 from hetecd.data import TileDataset, find_tiles
-from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
+from hetecd.errors import CheckpointError, ConfigError, HetecdError, InputError, OutputError
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
@@ -300,3 +300,42 @@ def test_a_gradient_that_overflows_leaves_the_weights_alone_and_in_the_end_stops
         step(math.nan)
     with pytest.raises(InputError, match="the gradient is not finite for 20 steps in a row; lower lr"):
         step(math.nan)
+
+
+def test_a_training_can_start_from_another_and_ends_calibrated(tiles: Path, tmp_path: Path) -> None:
+    first = fit(tiles, tmp_path / "first", MODEL, _config(epochs=1), hardware=CPU)
+    again = _config(epochs=1, lr=0.0, ema=0.5, start_from=str(first), calibrate=True)
+    second = fit(tiles, tmp_path / "second", MODEL, again, hardware=CPU)
+    before, after = hetecd.load(first), hetecd.load(second)
+    assert before.info is not None
+    assert after.info is not None
+    assert after.info.optical == before.info.optical
+    assert after.info.threshold != 0.5
+    states = before.state_dict(), after.state_dict()
+    same = [key for key, value in before.named_parameters() if torch.equal(value, states[1][key])]
+    assert {key for key, _ in before.named_parameters()} - set(same) == {
+        "decoder.head.3.weight", "decoder.head.3.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        ({"width": 16}, {}, "does not fit the network"),
+        ({}, {"before_is": "sar"}, "found optical as the earlier date"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    model: dict[str, object], changes: dict[str, object], words: str, tiles: Path, tmp_path: Path
+) -> None:
+    first = fit(tiles, tmp_path / "first", MODEL, _config(epochs=1), hardware=CPU)
+    with pytest.raises(HetecdError, match=words):
+        fit(
+            tiles, tmp_path / "second", ModelConfig(**(QUICK | model)),  # type: ignore[arg-type]
+            _config(epochs=1, start_from=str(first), **changes), hardware=CPU,
+        )  # fmt: skip
+
+
+def test_two_kinds_of_initial_weights_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match="start_from: found encoder_weights too"):
+        TrainConfig(start_from="a", encoder_weights="b")

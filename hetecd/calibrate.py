@@ -1,0 +1,155 @@
+"""What a probability means and from which one a pixel counts as changed, fitted on labelled tiles.
+
+A network is surer of itself than it should be, and 0.5 is not the threshold of the highest IoU. Two numbers, slope and
+offset of the logit (Platt 1999; temperature scaling, Guo et al. 2017, is the slope alone), make the probabilities those
+of the tiles; they go into the last convolution, so that every runtime has them. The threshold goes into the checkpoint.
+
+Take tiles that the weights were not trained on: the held-out ones of a training, or some of an event that is new.
+"""
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hetecd.config import TrainConfig
+from hetecd.data import TileDataset, find_tiles
+from hetecd.errors import CheckpointError, InputError
+from hetecd.evaluate import predict_tiles
+from hetecd.model import HeteCD
+from hetecd.weights import load, predictor, save
+
+BINS = 560
+EDGES = np.linspace(-14.0, 14.0, BINS + 1)  # of logits, 0.05 apart
+CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
+NEWTON_STEPS = 50
+PRIOR = 1e-4  # pull towards slope 1 and offset 0, per pixel: where the classes separate, nothing else ends the slope
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was fitted.
+
+    Attributes:
+        slope: factor of the logit (changed minus unchanged).
+        offset: then added to it.
+        threshold: probability, after that, from which a pixel counts as changed.
+        iou: of the changed class on the tiles with that threshold, and ``iou_before`` with the threshold of before.
+        iou_before: see ``iou``.
+        pixels: how many counted.
+    """
+
+    slope: float
+    offset: float
+    threshold: float
+    iou: float
+    iou_before: float
+    pixels: int
+
+
+def calibrate_file(checkpoint: Path | str, data: Path | str, split: str, out: Path | str) -> Calibrated:
+    """Write a checkpoint whose probabilities and threshold suit the labelled tiles of a split.
+
+    Raises:
+        CheckpointError: ``checkpoint`` is none.
+        InputError: the split cannot be read, or has no unchanged or no changed pixel.
+        OutputError: ``out`` cannot be written.
+    """
+    model = load(checkpoint)
+    info = model.info
+    assert info is not None
+    config = TrainConfig(before_is=info.before_is, ignore_255=bool(info.recipe.get("ignore_255", False)))
+    model, found = calibrate(model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
+    assert model.info is not None
+    save(out, model, model.info)
+    return found
+
+
+def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD, Calibrated]:
+    """A copy of a network whose probabilities and threshold suit labelled tiles.
+
+    Args:
+        model: a network with its ``info``.
+        tiles: with labels, without augmentation.
+        batch: tiles predicted at a time.
+
+    Raises:
+        InputError: among the pixels that count, none changed or all did.
+        CheckpointError: the network has no ``info``.
+    """
+    if model.info is None:
+        raise CheckpointError("calibrate: the network carries no description; load it with hetecd.load")
+    counts = np.zeros((2, BINS))
+    for tile, prob in predict_tiles(predictor(model, "cpu"), tiles, batch):
+        for value in (0, 1):
+            counts[value] += np.histogram(_logit(prob[tile.label == value]), EDGES)[0]
+    if not counts.sum(1).all():
+        raise InputError("calibrate: found no unchanged or no changed pixel, expected both; take more or other tiles")
+    slope, offset = platt(counts)
+    ious = _ious(counts)
+    best = int(ious.argmax())
+    before = int(np.searchsorted(EDGES, _logit(np.array(model.info.threshold))))
+    threshold = _sigmoid(slope * EDGES[best] + offset)
+    found = Calibrated(slope, offset, threshold, float(ious[best]), float(ious[before]), int(counts.sum()))
+    return _folded(model, found), found
+
+
+def platt(counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of the likeliest probability sigmoid(slope * logit + offset), by Newton's method.
+
+    Args:
+        counts: (2, BINS) unchanged and changed pixels by logit, at :data:`CENTRES`.
+    """
+    x = np.stack([CENTRES, np.ones(BINS)])
+    start = np.array([1.0, 0.0])
+    theta = start
+    total = counts.sum(0)
+    prior = PRIOR * total.sum()
+    for _ in range(NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-theta @ x))
+        gradient = x @ (counts[1] - total * p) - prior * (theta - start)
+        hessian = (x * (total * p * (1 - p))) @ x.T + prior * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        theta = theta + step * min(1.0, 1 / float(np.abs(step).max()))  # further than 1 at a time, it swings
+        if np.abs(step).max() < 1e-9:
+            break
+    # Labels that contradict the map would turn it round; that is not for a calibration to do.
+    return max(0.05, float(theta[0])), float(theta[1])
+
+
+def _ious(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU of the changed class (BINS,) if this bin and those above it are mapped as changed."""
+    false, hits = counts[:, ::-1].cumsum(1)[:, ::-1]
+    return hits / (counts[1].sum() + false)
+
+
+def _logit(prob: NDArray[np.floating]) -> NDArray[np.float64]:
+    p = np.clip(prob.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def _folded(model: HeteCD, found: Calibrated) -> HeteCD:
+    """The network with slope and offset in its last convolution: what follows it, a resize, changes neither."""
+    assert model.info is not None
+    info = dataclasses.replace(model.info, threshold=found.threshold)
+    model = copy.deepcopy(model)
+    head = model.decoder.head
+    last = head[-1] if isinstance(head, nn.Sequential) else head
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight.mul_(found.slope)
+        last.bias.mul_(found.slope)
+        last.bias[1] += found.offset
+    model.info = info
+    return model
