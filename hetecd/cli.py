@@ -87,6 +87,7 @@ def evaluate(args: Namespace) -> None:
 def predict(args: Namespace) -> None:
     """Map a pair of rasters, or two folders of tiles."""
     from hetecd.folders import match_tiles
+    from hetecd.memory import fitting_batch
     from hetecd.pair import open_pair
     from hetecd.predict import predict_folder, predict_scene
     from hetecd.results import About, describe_weights
@@ -95,12 +96,13 @@ def predict(args: Namespace) -> None:
     predictor, info = _predictor(args.weights, args)
     before_is: Role = args.before_is or info.before_is
     threshold = info.threshold if args.threshold is None else args.threshold
+    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
     if Path(args.before).is_dir() != Path(args.after).is_dir():
         raise InputError(f"{args.before} and {args.after}: found a folder and a file, expected two of a kind")
     if Path(args.before).is_dir():
         summary = predict_folder(
             match_tiles(args.before, args.after), predictor, args.out, info.optical, info.sar, before_is, threshold,
-            args.tile, args.overlap, args.batch,
+            args.tile, args.overlap, batch,
         )  # fmt: skip
         print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
     else:
@@ -114,9 +116,10 @@ def predict(args: Namespace) -> None:
                 threshold,
                 args.tile,
                 args.overlap,
-                args.batch,
+                batch,
                 about=about,
                 polygons=PolygonSettings(args.format, args.min_area, args.simplify),
+                redo=args.redo,
             )
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
         found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
@@ -249,7 +252,8 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         "--tile", type=int, default=256, help="edge of a window, px; best about that of the training tiles"
     )
     parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
-    parser.add_argument("--batch", type=int, default=4, help="windows at a time")
+    parser.add_argument("--batch", type=int | None, help="windows at a time; default: as many as memory allows")
+    parser.add_argument("--redo", action="store_true", help="do again what is finished, and drop what is unfinished")
     parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")

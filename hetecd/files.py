@@ -3,19 +3,29 @@
 They are made in a hidden folder beside the final name, on the same disk, and moved when they are complete.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hetecd.errors import OutputError
+from hetecd.errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows; nothing keeps two runs apart there
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, durable: bool = False) -> Iterator[Path]:
     """Hand out a temporary name near ``path``; what was written there takes the place of ``path`` at the end.
 
     Folders are made as needed. After a failure ``path`` is as it was before, and folders made here are gone again.
+
+    Args:
+        path: final name.
+        durable: the file is on the disk itself before it gets its name, so that a power cut cannot empty it.
 
     Raises:
         OutputError: any OSError of the body or of the move (not writable, disk full).
@@ -23,6 +33,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with writing(path), staging(path.parent, path) as folder:
         yield folder / path.name
+        if durable:
+            with open(folder / path.name, "rb") as file:
+                os.fsync(file.fileno())
         publish([folder / path.name], path.parent)
 
 
@@ -40,14 +53,54 @@ def staging(folder: Path | str, result: Path | str | None = None) -> Iterator[Pa
     Raises:
         OutputError: the folder cannot be made or is not writable. What the body raises is left as it is.
     """
-    folder, made = Path(folder).absolute(), []
-    try:
+    with _making(folder, result or folder):
         with writing(result or folder):
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            stage = tempfile.TemporaryDirectory(prefix=".hetecd-", dir=folder, ignore_cleanup_errors=True)
+            stage = tempfile.TemporaryDirectory(
+                prefix=".hetecd-", dir=Path(folder).absolute(), ignore_cleanup_errors=True
+            )
         with stage as name:
             yield Path(name)
+
+
+@contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Keep a folder (made if need be) from other runs of hetecd; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another run works there.
+        OutputError: the folder cannot be made.
+    """
+    with _making(folder, folder):
+        if fcntl is None:
+            yield
+            return
+        with writing(folder):
+            handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(
+                f"{folder}: found another run of hetecd at work there, expected none; wait for it or choose another "
+                "folder"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _making(folder: Path | str, result: Path | str) -> Iterator[None]:
+    """Make a folder for the body; where the body fails, remove what was made here and is empty."""
+    folder, made = Path(folder).absolute(), []
+    try:
+        with writing(result):
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
         for path in made:
             try:

@@ -73,6 +73,16 @@ class Pair:
                 valid &= self._wanted(window)
         return optical, sar, valid
 
+    def read_usable(self, window: Window) -> tuple[Floats, Floats, Bools] | None:
+        """As :meth:`read`, but None, and sooner, where no pixel is valid in both."""
+        with self._lock:
+            optical, valid = self._read_optical(window)
+            if not valid.any():
+                return None
+            sar, sar_valid = self._read_sar(window)
+        valid &= sar_valid
+        return (optical, sar, valid) if valid.any() else None
+
 
 @contextmanager
 def open_pair(

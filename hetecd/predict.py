@@ -8,24 +8,31 @@ here: the same code serves every runtime. Rasters and polygons are the business 
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from hetecd.cog import read_part, write_cog
 from hetecd.config import IGNORE, Role
 from hetecd.errors import InputError
 from hetecd.files import publish, staging
+from hetecd.flow import behind
 from hetecd.folders import TileFiles
-from hetecd.modality import MIN_PX, Floats, Modality, Predictor
+from hetecd.modality import Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
-from hetecd.raster import write_cog, write_raster
-from hetecd.results import About, Count, describe, map_rows, tags, write_summary
-from hetecd.tiles import Stitcher, Window, windows
+from hetecd.progress import Progress
+from hetecd.raster import write_raster
+from hetecd.results import About, Count, describe, map_rows, read_summary, tags, write_summary
+from hetecd.stream import Tally, probability_rows
+from hetecd.tiles import Window, blocks, panels
 from hetecd.vector import PolygonSettings, write_polygons
+from hetecd.work import Block, Work, work_in
 
 TILE_INVALID = 127  # in the PNG map of a tile, between 0 (unchanged) and 255 (changed), and declared transparent
 
@@ -40,9 +47,9 @@ class Summary:
         changed_pixels: those mapped as changed.
         changed_area_m2: their area on the ellipsoid; NaN without a CRS, and for folders.
         polygons: polygons written; 0 for folders.
-        windows: windows (or tiles) in all.
+        windows: windows (of a folder: tiles) that this run looked at; none where it found the scene finished.
         skipped: windows left out because they hold no valid pixel.
-        seconds: how long it took.
+        seconds: how long this run took.
         outputs: the files written.
     """
 
@@ -68,11 +75,16 @@ def predict_scene(
     progress: bool = True,
     about: About | None = None,
     polygons: PolygonSettings = PolygonSettings(),  # noqa: B008 - frozen
+    redo: bool = False,
 ) -> Summary:
     """Write ``change.tif``, ``probability.tif``, ``change.gpkg`` and ``summary.json`` of a pair into ``out_dir``.
 
     Change is uint8 0 / 1 / 255, probability float32; pixels invalid in either image are 255 and NaN, the nodata
     values. Both are Cloud Optimized GeoTIFFs on the grid of the pair. All appear when all are whole.
+
+    Where ``about`` names the weights, a run that was cut off goes on after its last finished block, and one that was
+    finished from the same files with the same settings is not done again. Either way the GeoTIFFs and the GeoPackage
+    are those of an uninterrupted run, to the byte.
 
     Args:
         pair: from :func:`hetecd.pair.open_pair`.
@@ -82,20 +94,20 @@ def predict_scene(
         tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
-        progress: show a bar where the output is a terminal.
+        progress: show how far it is.
         about: what the metadata and the summary say besides, see :mod:`hetecd.results`.
         polygons: their format, and what is left out of them.
+        redo: do it all again, whatever is there.
 
     Raises:
         InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, a result would
-            replace an input, or the predictor gives something other than probabilities.
-        OutputError: a result cannot be written. Nothing is left behind.
+            replace an input, the predictor gives something other than probabilities, the folder holds unfinished work
+            of something else or another process is at work there.
+        OutputError: a result cannot be written. Nothing is left behind but finished blocks that can be used again.
     """
     started = time.monotonic()
     _check_threshold(threshold)
     polygons.check(pair.grid)
-    plan = windows(*pair.grid.shape, tile_px, overlap_px)
-    tally = _Tally()
     out_dir = Path(out_dir)
     names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json")
     outputs = tuple(out_dir / name for name in names)
@@ -103,27 +115,100 @@ def predict_scene(
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     description = describe(pair, about or About(), settings)
-    with staging(out_dir) as folder:
-        staged = [folder / path.name for path in outputs]
-        with (
-            tqdm(total=len(plan), unit="window", disable=None if progress else True) as bar,
-            write_cog(staged[0], pair.grid, "uint8", IGNORE, "mode", tags(description)) as write_change,
-            write_cog(staged[1], pair.grid, "float32", float("nan"), "average", tags(description)) as write_probability,
-        ):
-            for rows in probability_rows(pair, predictor, tile_px, overlap_px, batch, tally, bar.update):
-                write_change(tally.classify(rows, threshold, changed=1, invalid=IGNORE))
-                write_probability(rows)
-            if tally.valid_pixels == 0:
-                raise InputError(
-                    f"{pair.optical_path} and {pair.sar_path}: found no pixel that is valid in both, expected some; "
-                    "check that both show the same place and what their nodata values are"
-                )
-        count = Count(pair.grid, threshold)
-        number = write_polygons(count.passing(map_rows(*staged[:2])), pair.grid, staged[2], polygons)
-        found = {"polygons": number, "outputs": list(names)}
-        write_summary(staged[3], description, count.numbers() | found, started)
-        publish(staged, out_dir)
-    return tally.summary(pair.grid.height * pair.grid.width, count.changed_area_m2, number, len(plan), started, outputs)
+    made_from = description if about and about.weights else None
+    tally = Tally()
+    with work_in(out_dir, made_from, batch, redo) as work:
+        found = read_summary(description, outputs) if made_from and not redo else None
+        if not found:
+            _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
+            with staging(work.folder) as folder:
+                staged = [folder / path.name for path in outputs]
+                found = _finish(work, pair, description, staged, polygons, started)
+                publish(staged, out_dir)
+    return Summary(
+        pixels=found["pixels"],
+        valid_pixels=found["valid_pixels"],
+        changed_pixels=found["changed_pixels"],
+        changed_area_m2=float("nan") if found["changed_area_m2"] is None else found["changed_area_m2"],
+        polygons=found["polygons"],
+        windows=tally.windows,
+        skipped=tally.skipped,
+        seconds=time.monotonic() - started,
+        outputs=outputs,
+    )
+
+
+def _map_blocks(
+    work: Work,
+    pair: Pair,
+    predictor: Predictor,
+    threshold: float,
+    tile_px: int,
+    overlap_px: int,
+    tally: Tally,
+    progress: bool,
+) -> None:
+    """Map the blocks of a scene that are not yet among the finished ones."""
+
+    def put_away(item: tuple[Window, Floats]) -> None:
+        window, probability = item
+        change, valid_pixels, _ = _classify(probability, threshold, changed=1, invalid=IGNORE)
+        work.add(Block(window, valid_pixels), {"change": change, "probability": probability})
+
+    with Progress(pair.grid.height * pair.grid.width, progress) as bar, behind(put_away) as put:
+        bar.skip(sum(window.height * window.width for window in work.done))
+        for panel in panels(*pair.grid.shape, tile_px):
+            todo = [block for block in blocks(panel) if block not in work.done]
+            if not todo:
+                continue
+            first = todo[0].row
+            part = Window(first, panel.col, panel.height - first, panel.width)
+            rows = probability_rows(pair, predictor, tile_px, overlap_px, work.batch, part, tally)
+            with closing(rows):
+                for item in _cut(rows, blocks(part), bar):
+                    put(item)
+
+
+def _cut(rows: Iterator[Floats], windows: Iterable[Window], bar: Progress) -> Iterator[tuple[Window, Floats]]:
+    """Rows (n, W) of any number, cut and joined into the windows, which lie below each other."""
+    left = np.empty((0, 0), np.float32)
+    for window in windows:
+        block = np.empty((window.height, window.width), np.float32)
+        filled = 0
+        while filled < window.height:
+            if not len(left):
+                left = next(rows)
+                bar.add(left.size)
+            count = min(len(left), window.height - filled)
+            block[filled : filled + count] = left[:count]
+            left = left[count:]
+            filled += count
+        yield window, block
+
+
+def _finish(
+    work: Work,
+    pair: Pair,
+    description: Mapping[str, Any],
+    staged: Sequence[Path],
+    polygons: PolygonSettings,
+    started: float,
+) -> dict[str, Any]:
+    """Make the results out of the finished blocks; gives what the summary says."""
+    if not work.valid_pixels:
+        raise InputError(
+            f"{pair.optical_path} and {pair.sar_path}: found no pixel that is valid in both, expected some; "
+            "check that both show the same place and what their nodata values are"
+        )
+    change, probability = work.parts("change"), work.parts("probability")
+    labels = tags(description)
+    write_cog(staged[0], pair.grid, change, "uint8", IGNORE, "mode", labels)
+    write_cog(staged[1], pair.grid, probability, "float32", float("nan"), "average", labels)
+    count = Count(pair.grid, description["settings"]["threshold"])
+    found = ((window, read_part(change[window]) == 1, read_part(probability[window])) for window in change)
+    number = write_polygons(map_rows(count.passing(found), pair.grid), pair.grid, staged[2], polygons)
+    numbers = {**count.numbers(), "polygons": number, "outputs": [path.name for path in staged]}
+    return write_summary(staged[3], description, numbers, started)
 
 
 def predict_folder(
@@ -171,101 +256,23 @@ def predict_folder(
     # Maps among the inputs would be taken for tiles, also where they replace none.
     _keep_inputs({path.parent for path in inputs}, folders)
     _keep_inputs(inputs, [folder / f"{tile.name}.png" for tile in tiles for folder in folders])
-    tally, pixels, outputs = _Tally(), 0, []
+    tally, pixels, valid_pixels, changed_pixels, outputs = Tally(), 0, 0, 0, []
     for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
         with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
-            rows = list(probability_rows(pair, predictor, tile_px, overlap_px, batch, tally))
+            rows = list(probability_rows(pair, predictor, tile_px, overlap_px, batch, tally=tally))
             probability = np.concatenate(rows)
-            change = tally.classify(probability, threshold, changed=255, invalid=TILE_INVALID)
+            change, valid, changed = _classify(probability, threshold, changed=255, invalid=TILE_INVALID)
+            pixels += probability.size
+            valid_pixels += valid
+            changed_pixels += changed
             level = np.where(np.isnan(probability), 255, np.rint(probability * 254)).astype(np.uint8)
             for folder, image, nodata in zip(folders, (change, level), (TILE_INVALID, 255), strict=True):
                 outputs.append(folder / f"{tile.name}.png")
                 write_raster(outputs[-1], image, pair.grid, nodata=nodata)
-            pixels += probability.size
-    return tally.summary(pixels, float("nan"), 0, len(tiles), started, tuple(outputs))
-
-
-def probability_rows(
-    pair: Pair,
-    predictor: Predictor,
-    tile_px: int,
-    overlap_px: int,
-    batch: int,
-    tally: "_Tally | None" = None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Iterator[Floats]:
-    """Probability of change of a pair, blended over windows, as blocks of rows (n, W) from top to bottom.
-
-    NaN where a pixel is invalid in either image. Windows without a valid pixel never reach the predictor.
-
-    Args:
-        pair: what to read.
-        predictor: see the module.
-        tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
-        overlap_px: pixels that neighbouring windows share.
-        batch: windows given to the predictor at a time.
-        tally: counts the windows left out.
-        advance: told how many windows are done.
-    """
-    if tile_px < MIN_PX:
-        raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}")
-    if batch < 1:
-        raise InputError(f"batch: found {batch}, expected at least 1")
-    height, width = pair.grid.shape
-    stitcher = Stitcher(height, width, tile_px, overlap_px)
-    waiting: list[tuple[Window, Floats, Floats, NDArray[np.bool_]]] = []
-
-    def flush() -> Iterator[Floats]:
-        if waiting:
-            for window, values in _predict(waiting, predictor):
-                for _, rows in stitcher.add(window, values):
-                    yield rows
-            advance(len(waiting))
-            waiting.clear()
-
-    for window in windows(height, width, tile_px, overlap_px):
-        optical, sar, valid = pair.read(window)
-        if not valid.any():
-            advance(1)
-            if tally is not None:
-                tally.skipped += 1
-            continue
-        waiting.append((window, optical, sar, valid))
-        if len(waiting) == batch:
-            yield from flush()
-    yield from flush()
-    for _, rows in stitcher.finish():
-        yield rows
-
-
-def _predict(
-    waiting: Sequence[tuple[Window, Floats, Floats, NDArray[np.bool_]]], predictor: Predictor
-) -> Iterator[tuple[Window, Floats]]:
-    """Run the predictor on a batch of windows and give its probabilities, NaN at invalid pixels."""
-    optical = np.stack([_pad(item[1]) for item in waiting])
-    sar = np.stack([_pad(item[2]) for item in waiting])
-    probability = np.asarray(predictor(optical, sar), np.float32)
-    if probability.shape != (len(waiting), *optical.shape[2:]):
-        raise InputError(
-            f"predictor: found an output of shape {probability.shape}, expected {(len(waiting), *optical.shape[2:])}"
-        )
-    for (window, _, _, valid), padded in zip(waiting, probability, strict=True):
-        values = padded[: window.height, : window.width]
-        good = values[valid]
-        if not ((good >= -1e-3) & (good <= 1 + 1e-3)).all():  # False for NaN as well
-            raise InputError(
-                f"predictor: found values from {good.min():g} to {good.max():g} in {window}, expected probabilities "
-                "from 0 to 1; has the training diverged?"
-            )
-        yield window, np.where(valid, np.clip(values, 0.0, 1.0), np.float32(np.nan))
-
-
-def _pad(image: Floats) -> Floats:
-    """Invalid rows and columns after an image (C, H, W) that is smaller than a predictor can take."""
-    missing = [max(0, MIN_PX - size) for size in image.shape[1:]]
-    if not any(missing):
-        return image
-    return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1])), constant_values=np.nan)
+    seconds = time.monotonic() - started
+    return Summary(
+        pixels, valid_pixels, changed_pixels, float("nan"), 0, len(tiles), tally.skipped, seconds, tuple(outputs)
+    )
 
 
 def _keep_inputs(inputs: Iterable[Path | str], results: Iterable[Path]) -> None:
@@ -290,34 +297,9 @@ def _check_threshold(threshold: float) -> None:
         raise InputError(f"threshold: found {threshold}, expected 0 to 1")
 
 
-@dataclass
-class _Tally:
-    """Counts while a run goes on."""
-
-    valid_pixels: int = 0
-    changed_pixels: int = 0
-    skipped: int = 0
-
-    def classify(self, probability: Floats, threshold: float, changed: int, invalid: int) -> NDArray[np.uint8]:
-        """Probability (H, W), NaN = invalid, to classes: 0, ``changed`` and ``invalid``; counts them."""
-        is_invalid = np.isnan(probability)
-        is_changed = probability >= threshold
-        self.valid_pixels += int((~is_invalid).sum())
-        self.changed_pixels += int(is_changed.sum())
-        return np.where(is_invalid, invalid, np.where(is_changed, changed, 0)).astype(np.uint8)
-
-    def summary(
-        self, pixels: int, area_m2: float, polygons: int, count: int, started: float, outputs: tuple[Path, ...]
-    ) -> Summary:
-        """Close the books."""
-        return Summary(
-            pixels=pixels,
-            valid_pixels=self.valid_pixels,
-            changed_pixels=self.changed_pixels,
-            changed_area_m2=area_m2,
-            polygons=polygons,
-            windows=count,
-            skipped=self.skipped,
-            seconds=time.monotonic() - started,
-            outputs=outputs,
-        )
+def _classify(probability: Floats, threshold: float, changed: int, invalid: int) -> tuple[NDArray[np.uint8], int, int]:
+    """Probability (H, W), NaN = invalid, to classes 0, ``changed`` and ``invalid``; numbers of valid and changed."""
+    is_invalid = np.isnan(probability)
+    is_changed = probability >= threshold
+    classes = np.where(is_invalid, invalid, np.where(is_changed, changed, 0)).astype(np.uint8)
+    return classes, probability.size - int(is_invalid.sum()), int(is_changed.sum())

@@ -6,10 +6,8 @@ Nothing here ever leaves a half-written file under its final name, see :mod:`het
 
 import os
 import re
-import shutil
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from hetecd.errors import InputError, OutputError
-from hetecd.files import publish, replacing, staging, writing
+from hetecd.errors import InputError
+from hetecd.files import replacing, writing
 from hetecd.modality import Floats
 from hetecd.tiles import Window
 
@@ -130,7 +128,7 @@ def read_raster(path: Path | str, bands: Sequence[int] = ()) -> Raster:
 def to_float32(array: NDArray[Any], valid: Bools) -> Floats:
     """(C, H, W) of any dtype to float32 with NaN where ``valid`` (H, W) is False."""
     out = array.astype(np.float32)
-    out[:, ~valid] = np.nan
+    np.copyto(out, np.float32(np.nan), where=~valid)
     return out
 
 
@@ -257,16 +255,6 @@ def writing_gdal(path: Path | str) -> Iterator[None]:
             raise OSError("GDAL failed and gives no reason; a limit on files or disk?") from error
 
 
-def need_space(folder: Path, size_bytes: float) -> None:
-    """Raise OutputError where the disk has less left. GDAL would find out late, and chatter on stderr about it."""
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < size_bytes:
-        raise OutputError(
-            f"{folder}: found {free_bytes / 1e6:.1f} MB free, expected at least {size_bytes / 1e6:.1f} MB; "
-            "free space or choose another folder"
-        )
-
-
 def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: float | None = None) -> None:
     """Write a small image, whole or not at all: GeoTIFF, or PNG where the name ends so (without georeference).
 
@@ -303,79 +291,3 @@ def write_raster(path: Path | str, array: NDArray[Any], grid: Grid, nodata: floa
             raise InputError(f"{path}: {options['driver']} cannot hold this array ({one_line(error)})") from error
         with replacing(path) as part:
             part.write_bytes(memory.getbuffer())
-
-
-@contextmanager
-def write_cog(
-    path: Path | str,
-    grid: Grid,
-    dtype: str,
-    nodata: float,
-    overviews: str = "average",
-    tags: Mapping[str, str] | None = None,
-) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Write one band row block by row block; at the end it becomes a Cloud Optimized GeoTIFF, whole or not at all.
-
-    Memory stays at a row block. The finished file is read back and compared with what was written.
-
-    Args:
-        path: final name.
-        grid: where the image lies.
-        dtype: "uint8", "float32", ...
-        nodata: value of invalid pixels, may be NaN.
-        overviews: how overviews are resampled: "average", "mode", "nearest".
-        tags: metadata of the file.
-
-    Yields:
-        A function that takes the next rows, (n, width), from the first to the last.
-
-    Raises:
-        OutputError: the folder is not writable or the disk is full.
-    """
-    path = Path(path)
-    deflate = {"compress": "deflate", "bigtiff": "if_safer"}
-    tiled = {"tiled": True, "blockxsize": 512, "blockysize": 512, "zlevel": 1}
-    # Storing the bytes of neighbouring values apart makes floats much smaller; classes deflate best as they are.
-    tiled["predictor"] = 3 if (smooth := np.dtype(dtype).kind == "f") else 1
-    size = {"count": 1, "height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
-    sums: list[tuple[int, int]] = []  # of every block: rows, checksum
-    with staging(path.parent, path) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        plain, final = folder / "rows.tif", folder / path.name
-        with writing_gdal(path):
-            dataset = rasterio.open(plain, "w", driver="GTiff", dtype=dtype, nodata=nodata, **size, **deflate, **tiled)
-
-        def write(rows: NDArray[Any]) -> None:
-            first = sum(count for count, _ in sums)
-            rows = np.ascontiguousarray(rows, dtype)
-            need_space(folder, rows.nbytes)
-            with writing_gdal(path):
-                dataset.write(rows, 1, window=((first, first + len(rows)), (0, grid.width)))
-            sums.append((len(rows), zlib.crc32(rows.data)))
-
-        try:
-            yield write
-            with writing_gdal(path):
-                dataset.update_tags(**(tags or {}))
-        finally:
-            with writing_gdal(path):
-                dataset.close()
-        need_space(folder, 1.7 * plain.stat().st_size)  # the COG and its overviews, which are made beside it first
-        with writing_gdal(path):
-            options = {"predictor": "yes" if smooth else "no", "overview_resampling": overviews}
-            rasterio.shutil.copy(plain, final, driver="COG", **options, **deflate)
-            _compare(final, sums)
-        publish([final], path.parent)
-
-
-def _compare(path: Path, sums: Sequence[tuple[int, int]]) -> None:
-    """Raise OutputError unless the file holds what was written; a disk that fills up late loses blocks silently."""
-    first = 0
-    with rasterio.open(path) as dataset:
-        for count, expected in sums:
-            rows = dataset.read(1, window=((first, first + count), (0, dataset.width)))
-            if zlib.crc32(rows.data) != expected:
-                raise OutputError(f"{path.name}: found other pixels than written; is the disk full or failing?")
-            first += count
-        if first != dataset.height:
-            raise ValueError(f"{first} rows were written, expected {dataset.height}")

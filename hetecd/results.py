@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,12 @@ from hetecd.files import writing
 from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
 from hetecd.modality import Floats
 from hetecd.pair import Pair
-from hetecd.raster import Bools, Grid, open_raster, read_valid
-from hetecd.tiles import Window
+from hetecd.raster import Bools, Grid
+from hetecd.tiles import BLOCK_PX, Window
 
 BINS = 100
 CLASSES = (0.6, 0.7, 0.8, 0.9)  # where confidence classes end, between the threshold and 1
 CELL_PX = 16  # pixels of such a square count with the area of the one in its middle
-BLOCK_ROWS = 512  # a row of the tiles of our GeoTIFFs, so that each is unpacked once
 
 
 @dataclass(frozen=True)
@@ -126,37 +126,30 @@ class Count:
         self.class_pixels = np.zeros(len(self.edges) - 1, np.int64)
         self.class_area_m2 = np.zeros(len(self.edges) - 1)
         self._areas = PixelAreas(self.grid)
-        self._row = 0
 
-    def passing(self, blocks: Iterable[tuple[Bools, Floats]]) -> Iterator[tuple[Bools, Floats]]:
-        """Hand on blocks of rows, and count them on the way."""
-        for changed, probability in blocks:
-            self.add(changed, probability)
-            yield changed, probability
+    def passing(self, blocks: Iterable[tuple[Window, Bools, Floats]]) -> Iterator[tuple[Window, Bools, Floats]]:
+        """Hand on blocks, and count them on the way."""
+        for block in blocks:
+            self.add(*block)
+            yield block
 
-    def add(self, changed: Bools, probability: Floats) -> None:
-        """Count the next rows (n, W): which pixels changed, and how likely (NaN = invalid)."""
+    def add(self, window: Window, changed: Bools, probability: Floats) -> None:
+        """Count a block of the map (h, w) at a window: which pixels changed, and how likely (NaN = invalid)."""
         for start in range(0, len(probability), CELL_PX):
             rows = probability[start : start + CELL_PX]
             valid = ~np.isnan(rows)
-            middle = self._row + len(rows) / 2
+            areas = self._cell_areas(window, window.row + start + len(rows) / 2)
             bins = np.minimum(rows[valid] * BINS, BINS - 1).astype(np.int64)
-            self._sum(self.pixels, self.area_m2, middle, valid, bins)
+            _sum(self.pixels, self.area_m2, areas, valid, bins)
             changes = changed[start : start + CELL_PX] & valid
             classes = np.digitize(rows[changes], self.edges[1:-1].astype(np.float32))
-            self._sum(self.class_pixels, self.class_area_m2, middle, changes, classes)
-            self._row += len(rows)
+            _sum(self.class_pixels, self.class_area_m2, areas, changes, classes)
 
-    def _sum(
-        self, pixels: NDArray[np.int64], area_m2: NDArray[np.float64], row: float, where: Bools, bins: NDArray[Any]
-    ) -> None:
-        """Add the pixels of a strip of cells to their bins."""
-        cells = -(-self.grid.width // CELL_PX)
-        at = np.nonzero(where)[1] // CELL_PX * len(pixels) + bins
-        counts = np.bincount(at, minlength=cells * len(pixels)).reshape(cells, len(pixels))
-        middles = np.minimum(np.arange(cells) * CELL_PX + CELL_PX / 2, self.grid.width)
-        pixels += counts.sum(0)
-        area_m2 += (self._areas.at(np.array([row]), middles) @ counts)[0]
+    def _cell_areas(self, window: Window, row: float) -> NDArray[np.float64]:
+        """Area of a pixel in each cell of a window along a row."""
+        cells = -(-window.width // CELL_PX)
+        middles = window.col + np.minimum(np.arange(cells) * CELL_PX + CELL_PX / 2, window.width)
+        return self._areas.at(np.array([row]), middles)[0]
 
     @property
     def changed_area_m2(self) -> float:
@@ -184,17 +177,65 @@ class Count:
         }
 
 
-def map_rows(change_path: Path | str, probability_path: Path | str) -> Iterator[tuple[Bools, Floats]]:
-    """A finished map by blocks of rows: changed (n, W) and its probability (n, W), NaN = invalid."""
-    with open_raster(change_path) as change, open_raster(probability_path) as probability:
-        for row in range(0, change.height, BLOCK_ROWS):
-            block = Window(row, 0, min(BLOCK_ROWS, change.height - row), change.width)
-            changed = read_valid(change, (1,), block, change_path)[0][0] == 1
-            yield changed, read_valid(probability, (1,), block, probability_path)[0][0]
+def _sum(
+    pixels: NDArray[np.int64],
+    area_m2: NDArray[np.float64],
+    cell_areas: NDArray[np.float64],
+    where: Bools,
+    bins: NDArray[Any],
+) -> None:
+    """Add the pixels of a strip of cells to their bins."""
+    at = np.nonzero(where)[1] // CELL_PX * len(pixels) + bins
+    counts = np.bincount(at, minlength=len(cell_areas) * len(pixels)).reshape(len(cell_areas), len(pixels))
+    pixels += counts.sum(0)
+    area_m2 += cell_areas @ counts
 
 
-def write_summary(path: Path, description: Mapping[str, Any], numbers: Mapping[str, Any], started: float) -> None:
-    """Write ``summary.json``.
+def map_rows(blocks: Iterable[tuple[Window, Bools, Floats]], grid: Grid) -> Iterator[tuple[Bools, Floats]]:
+    """Rows of a map from top to bottom, of any number: changed (n, W), probability (n, W); False and 0 in between.
+
+    Args:
+        blocks: window, changed and probability, sorted by row; those of a row begin and end with each other.
+        grid: of the map.
+    """
+    done = 0
+    for row, beside in groupby(blocks, key=lambda block: block[0].row):
+        yield from _no_rows(row - done, grid)
+        rows: tuple[Bools, Floats] | None = None
+        for window, changed, probability in beside:
+            rows = rows or next(_no_rows(window.height, grid))
+            for image, block in zip(rows, (changed, probability), strict=True):
+                image[:, window.col : window.col + window.width] = block
+        assert rows
+        yield rows
+        done = row + len(rows[0])
+    yield from _no_rows(grid.height - done, grid)
+
+
+def _no_rows(count: int, grid: Grid) -> Iterator[tuple[Bools, Floats]]:
+    """Rows where nothing is; zeros take no memory before something is written there."""
+    for first in range(0, count, BLOCK_PX):
+        size = (min(BLOCK_PX, count - first), grid.width)
+        yield np.zeros(size, bool), np.zeros(size, np.float32)
+
+
+def read_summary(description: Mapping[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
+    """The summary among the outputs, if these are there and were made from what the description says."""
+    summary = next(path for path in outputs if path.name == "summary.json")
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(found, dict) and found | json.loads(json.dumps(description)) == found
+    if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
+        return None
+    return found
+
+
+def write_summary(
+    path: Path, description: Mapping[str, Any], numbers: Mapping[str, Any], started: float
+) -> dict[str, Any]:
+    """Write ``summary.json``, and give what it says.
 
     Args:
         path: where.
@@ -206,9 +247,11 @@ def write_summary(path: Path, description: Mapping[str, Any], numbers: Mapping[s
         OutputError: it cannot be written.
     """
     times = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": time.monotonic() - started}
-    text = json.dumps({**description, **numbers, **times}, indent=1, allow_nan=False, ensure_ascii=False)
+    summary = {**description, **numbers, **times}
     with writing(path):
+        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
+    return summary
 
 
 def sha256(path: Path | str) -> str:

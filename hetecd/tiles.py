@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from hetecd.errors import InputError
 from hetecd.modality import Floats
 
+BLOCK_PX = 512  # edge of the tiles of a COG; blocks of a scene are this high and a multiple of it wide
+PANEL_TILES = 32  # windows beside each other in a panel, more or less
+
 
 @dataclass(frozen=True)
 class Window:
@@ -39,14 +42,54 @@ def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
     return [*range(0, last, tile_px - overlap_px), last]
 
 
-def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Window]:
+def window_rows(
+    height: int, width: int, tile_px: int, overlap_px: int, part: Window | None = None
+) -> Iterator[list[Window]]:
     """Windows that cover every pixel, row by row, each overlapping the next by at least ``overlap_px``.
 
     All have the edge ``tile_px``, or that of the scene where the scene is smaller.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        tile_px: edge of a window.
+        overlap_px: pixels that neighbouring windows share.
+        part: give only the windows that reach into this part of the scene.
     """
+    part = part or Window(0, 0, height, width)
     tile_height, tile_width = min(tile_px, height), min(tile_px, width)
-    cols = starts(width, tile_px, overlap_px)
-    return [Window(row, col, tile_height, tile_width) for row in starts(height, tile_px, overlap_px) for col in cols]
+    cols = [c for c in starts(width, tile_px, overlap_px) if c < part.col + part.width and c + tile_width > part.col]
+    for row in starts(height, tile_px, overlap_px):
+        if row < part.row + part.height and row + tile_height > part.row:
+            yield [Window(row, col, tile_height, tile_width) for col in cols]
+
+
+def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Window]:
+    """All of :func:`window_rows`; for a large scene a long list."""
+    return [window for row in window_rows(height, width, tile_px, overlap_px) for window in row]
+
+
+def panels(height: int, width: int, tile_px: int) -> list[Window]:
+    """A scene cut into columns of a bounded width, so that a strip of windows is of bounded size.
+
+    The windows at the cuts serve both neighbours, that is, they are computed twice: one in ``PANEL_TILES``.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        tile_px: edge of a window.
+    """
+    count = -(-width // (PANEL_TILES * max(tile_px, BLOCK_PX // 2)))
+    panel_px = -(-width // (count * BLOCK_PX)) * BLOCK_PX
+    return [Window(0, col, height, min(panel_px, width - col)) for col in range(0, width, panel_px)]
+
+
+def blocks(part: Window) -> list[Window]:
+    """A part of a scene cut into rows of ``BLOCK_PX``, from top to bottom."""
+    return [
+        Window(part.row + row, part.col, min(BLOCK_PX, part.height - row), part.width)
+        for row in range(0, part.height, BLOCK_PX)
+    ]
 
 
 def blend_weights(length_px: int, overlap_px: int, first: bool, last: bool) -> NDArray[np.float64]:
@@ -97,7 +140,7 @@ def _blend(target: Floats, new: Floats, share: Floats) -> None:
 
 
 class Stitcher:
-    """Blends windows that arrive row by row into rows of the scene, keeping two strips of tiles in memory.
+    """Blends windows that arrive row by row into rows of the scene, keeping two strips of windows in memory.
 
     Windows may be left out. Pixels that no window covers are NaN, and NaN in a window stays NaN: give NaN at invalid
     pixels.
@@ -105,50 +148,61 @@ class Stitcher:
     Args:
         height: rows of the scene.
         width: columns of the scene.
-        tile_px: as given to :func:`windows`.
-        overlap_px: as given to :func:`windows`.
+        tile_px: as given to :func:`window_rows`.
+        overlap_px: as given to :func:`window_rows`.
+        part: the part of the scene that is wanted, by default all. It comes out as it would in the whole scene, to the
+            last bit.
     """
 
-    def __init__(self, height: int, width: int, tile_px: int, overlap_px: int) -> None:
-        self.height = height
+    def __init__(self, height: int, width: int, tile_px: int, overlap_px: int, part: Window | None = None) -> None:
+        self._part = part or Window(0, 0, height, width)
         self._row_shares = shares(height, tile_px, overlap_px)
         self._col_shares = shares(width, tile_px, overlap_px)
         strip_px = min(tile_px, height)
-        self._joined = np.full((strip_px, width), np.nan, np.float32)  # strips before the present one
-        self._strip = np.full((strip_px, width), np.nan, np.float32)
-        self._top = 0  # scene row of the first row of both
+        self._joined = np.full((strip_px, self._part.width), np.nan, np.float32)  # strips before the present one
+        self._strip = np.full((strip_px, self._part.width), np.nan, np.float32)
+        self._strip_is_empty = True
+        # Scene row of the first row of both.
+        self._top = next(row for row in self._row_shares if row + strip_px > self._part.row)
 
-    def add(self, window: Window, values: Floats) -> Iterator[tuple[int, Floats]]:
-        """Take one window and give what became final: pairs of first row and rows (n, width) float32.
-
-        The iterator must be used up before the next call.
+    def add(self, window: Window, values: Floats) -> None:
+        """Take one window of the present row of windows.
 
         Raises:
-            ValueError: the window is not one of :func:`windows`, comes out of order, or ``values`` is not of its size.
+            ValueError: the window is not one of :func:`window_rows`, comes out of order, or ``values`` is not of its
+                size.
         """
-        if window.row not in self._row_shares or window.col not in self._col_shares or window.row < self._top:
+        if window.row != self._top or window.col not in self._col_shares:
             raise ValueError(f"{window} is not one of this scene's windows, or comes out of order")
         if values.shape != (window.height, window.width):
             raise ValueError(f"found values of shape {values.shape}, expected those of {window}")
-        if window.row > self._top:
-            yield from self._advance(window.row)
-        target = self._strip[:, window.col : window.col + window.width]
-        _blend(target, values.astype(np.float32, copy=False), self._col_shares[window.col])
+        first = max(0, self._part.col - window.col)
+        last = min(window.width, self._part.col + self._part.width - window.col)
+        at = window.col - self._part.col
+        target = self._strip[:, at + first : at + last]
+        new = values.astype(np.float32, copy=False)[:, first:last]
+        _blend(target, new, self._col_shares[window.col][first:last])
+        self._strip_is_empty = False
 
-    def finish(self) -> Iterator[tuple[int, Floats]]:
-        """Give the rows that are left."""
-        yield from self._advance(self.height)
+    def advance(self, row: int) -> Floats:
+        """Go on to the row of windows that begins at scene row ``row``, or to the end of the part.
 
-    def _advance(self, row: int) -> Iterator[tuple[int, Floats]]:
-        """Close the present strip, give all rows before ``row``, and begin a strip there."""
-        size_px, width = self._strip.shape
-        _blend(self._joined, self._strip, self._row_shares[self._top][:, None])
-        done = min(row - self._top, size_px)
-        yield self._top, self._joined[:done].copy()
-        # Whole tile rows may have been left out; they give NaN, in blocks no larger than a strip.
-        for gap in range(self._top + done, row, size_px):
-            yield gap, np.full((min(size_px, row - gap), width), np.nan, np.float32)
+        Returns:
+            The rows of the part (n, width) that became final, float32; the next after those given before.
+
+        Raises:
+            ValueError: a row of windows was passed over.
+        """
+        size_px = len(self._strip)
+        done = row - self._top
+        if not 0 <= done <= size_px:
+            raise ValueError(f"row {row} leaves out rows, after {self._top}")
+        if done and not self._strip_is_empty:
+            _blend(self._joined, self._strip, self._row_shares[self._top][:, None])
+            self._strip[:] = np.nan
+            self._strip_is_empty = True
+        finished = self._joined[max(0, self._part.row - self._top) : done].copy()
         self._joined[: size_px - done] = self._joined[done:]
         self._joined[size_px - done :] = np.nan
-        self._strip[:] = np.nan
         self._top = row
+        return finished

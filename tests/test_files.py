@@ -1,12 +1,14 @@
 """Results are whole under their names, or not there."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hetecd.errors import InputError, OutputError
-from hetecd.files import publish, replacing, staging, writing
+from hetecd.files import locked, publish, replacing, staging, writing
 
 
 def fail(manager, error: BaseException) -> None:
@@ -104,3 +106,32 @@ def test_an_error_is_worded_once(tmp_path: Path) -> None:
     assert "(two lines)" in refused(error, tmp_path / "inner")
     with pytest.raises(InputError), writing(tmp_path / "x"):
         raise InputError("not about writing")
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "new"):
+        with pytest.raises(InputError, match="another run") as error, locked(tmp_path / "new"):
+            pass
+        assert str(tmp_path / "new") in str(error.value)
+        # It ends with the process, however that ends: here its lock is held by another.
+        code = f"from hetecd.files import locked; locked({str(tmp_path / 'new')!r}).__enter__()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "another run" in done.stderr
+    killed = (
+        f"import os; from hetecd.files import locked; locked({str(tmp_path)!r}).__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -9
+    with locked(tmp_path):
+        pass
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError), locked(tmp_path / "file" / "below"):
+        pass
+
+
+def test_durable(tmp_path: Path) -> None:
+    with replacing(tmp_path / "x", durable=True) as part:
+        part.write_text("whole")
+    assert (tmp_path / "x").read_text() == "whole"
+    with pytest.raises(OutputError), replacing(tmp_path / "x", durable=True):
+        pass  # nothing was written
+    assert (tmp_path / "x").read_text() == "whole"

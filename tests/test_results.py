@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hetecd.pair import open_pair
 from hetecd.predict import predict_scene
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.results import About, Count, describe_weights
+from hetecd.tiles import Window
 
 MERCATOR = Grid(CRS.from_epsg(3857), Affine(20, 0, 1_000_000, 0, -20, 8_400_000), 130, 90)
 TWO, ONE = uint8_modality((1, 2)), uint8_modality((1,))
@@ -114,8 +116,9 @@ def test_classes_begin_at_the_threshold(threshold):
     probability[0, :3] = (threshold, 1.0, np.nan)
     changed = probability >= threshold
     count = Count(Grid(None, Affine.identity(), 50, 70), threshold)
-    count.add(changed[:17], probability[:17])
-    count.add(changed[17:], probability[17:])
+    count.add(Window(0, 0, 17, 70), changed[:17], probability[:17])
+    count.add(Window(17, 0, 33, 32), changed[17:, :32], probability[17:, :32])
+    count.add(Window(17, 32, 33, 38), changed[17:, 32:], probability[17:, 32:])
     classes = count.numbers()["classes"]
     assert classes[0]["from_prob"] == threshold
     assert classes[-1]["to_prob"] == 1
@@ -127,10 +130,11 @@ def test_areas_do_not_depend_on_the_blocks():
     """Counted cell by cell they are the sum over pixels, wherever blocks end."""
     probability = np.random.default_rng(0).random(MERCATOR.shape, np.float32)
     sums = []
-    for rows in (130, 50, 7):
+    for rows, cols in ((130, 90), (50, 90), (7, 64)):
         count = Count(MERCATOR, 0.5)
-        for row in range(0, 130, rows):
-            count.add(probability[row : row + rows] >= 0.5, probability[row : row + rows])
+        for row, col in product(range(0, 130, rows), range(0, 90, cols)):
+            block = probability[row : row + rows, col : col + cols]
+            count.add(Window(row, col, *block.shape), block >= 0.5, block)
         sums.append(count.numbers()["histogram"])
         assert count.changed_area_m2 == pytest.approx(100 * (probability >= 0.5).sum(), rel=0.01)
     assert sums[0]["pixels"] == sums[1]["pixels"] == sums[2]["pixels"]

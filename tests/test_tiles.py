@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetecd.errors import InputError
-from hetecd.tiles import Stitcher, Window, blend_weights, shares, windows
+from hetecd.tiles import BLOCK_PX, Stitcher, Window, blend_weights, blocks, panels, shares, window_rows, windows
 
 
 @st.composite
@@ -19,23 +19,21 @@ def part(image, window):
     return image[window.row : window.row + window.height, window.col : window.col + window.width]
 
 
-def stitch(layout, value_of, keep=lambda window: True):
+def stitch(layout, value_of, keep=lambda window: True, area=None):
     """Run all windows through a Stitcher; every row must come exactly once, from top to bottom."""
     height, width, _, _ = layout
-    stitcher = Stitcher(*layout)
-    blocks = []
-
-    def take(rows):
-        for first, block in rows:
-            assert first == sum(map(len, blocks))
-            blocks.append(block)
-
-    for window in windows(*layout):
-        if keep(window):
-            take(stitcher.add(window, value_of(window)))
-    take(stitcher.finish())
-    image = np.concatenate(blocks)
-    assert image.shape == (height, width)
+    area = area or Window(0, 0, height, width)
+    stitcher = Stitcher(*layout, area)
+    found = []
+    rows = list(window_rows(*layout, area))
+    ends = [*(row[0].row for row in rows[1:]), area.row + area.height]
+    for row, end in zip(rows, ends, strict=True):
+        for window in row:
+            if keep(window):
+                stitcher.add(window, value_of(window))
+        found.append(stitcher.advance(end))
+    image = np.concatenate(found)
+    assert image.shape == (area.height, area.width)
     return image
 
 
@@ -145,6 +143,38 @@ def test_windows_left_out_are_nan():
     assert np.isnan(stitch(layout, None, keep=lambda w: False)).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.data())
+def test_a_part_is_the_same_part_of_the_whole(layout, data):
+    """To the last bit: a run that goes on in the middle, or is cut into panels, gives what one in one piece gives."""
+    height, width = layout[:2]
+    row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    area = Window(row, col, data.draw(st.integers(1, height - row)), data.draw(st.integers(1, width - col)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    valid = np.kron(rng.random((4, 4)) < 0.3, np.ones((-(-height // 4), -(-width // 4))))[:height, :width] > 0
+    values = {
+        window: np.where(part(valid, window), rng.random((window.height, window.width)), np.nan)
+        for window in windows(*layout)
+    }
+    whole, cut = (stitch(layout, values.get, lambda w: part(valid, w).any(), where) for where in (None, area))
+    assert np.array_equal(part(whole, area), cut, equal_nan=True)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 2048))
+def test_panels_and_blocks_cover_a_scene_once(height, width, tile_px):
+    found = panels(height, width, tile_px)
+    assert [panel.col for panel in found] == np.cumsum([0, *(panel.width for panel in found)])[:-1].tolist()
+    assert sum(panel.width for panel in found) == width
+    assert all(panel.col % BLOCK_PX == 0 for panel in found)
+    assert max(panel.width for panel in found) < 33 * max(tile_px, 256) + BLOCK_PX
+    for panel in (found[0], found[-1]):
+        rows = blocks(panel)
+        assert all((block.col, block.width, block.row % BLOCK_PX) == (panel.col, panel.width, 0) for block in rows)
+        assert sum(block.height for block in rows) == height
+        assert 0 < min(block.height for block in rows) <= max(block.height for block in rows) <= BLOCK_PX
+
+
 def test_stitcher_keeps_two_strips_only():
     stitcher = Stitcher(100_000, 100, 64, 16)
     assert stitcher._strip.nbytes + stitcher._joined.nbytes == 2 * 64 * 100 * 4
@@ -161,9 +191,14 @@ def test_bad_layout_is_refused(tile_px, overlap_px):
 def test_stitcher_refuses_foreign_windows():
     stitcher = Stitcher(100, 100, 32, 8)
     with pytest.raises(ValueError, match="not one of"):
-        list(stitcher.add(Window(1, 0, 32, 32), np.zeros((32, 32), np.float32)))
+        stitcher.add(Window(0, 1, 32, 32), np.zeros((32, 32), np.float32))
     with pytest.raises(ValueError, match="shape"):
-        list(stitcher.add(Window(0, 0, 32, 32), np.zeros((32, 31), np.float32)))
-    list(stitcher.add(Window(24, 0, 32, 32), np.zeros((32, 32), np.float32)))
+        stitcher.add(Window(0, 0, 32, 32), np.zeros((32, 31), np.float32))
     with pytest.raises(ValueError, match="out of order"):
-        list(stitcher.add(Window(0, 24, 32, 32), np.zeros((32, 32), np.float32)))
+        stitcher.add(Window(24, 0, 32, 32), np.zeros((32, 32), np.float32))
+    stitcher.advance(24)
+    with pytest.raises(ValueError, match="out of order"):
+        stitcher.add(Window(0, 24, 32, 32), np.zeros((32, 32), np.float32))
+    for row in (0, 57):
+        with pytest.raises(ValueError, match="leaves out rows"):
+            stitcher.advance(row)

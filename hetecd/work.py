@@ -1,0 +1,172 @@
+"""A scene in the making: its finished blocks on disk, where neither a kill nor a power cut harms them.
+
+They lie in ``OUT/.hetecd-work`` until the scene is finished. A block counts once its line stands in the journal, which
+is written after the block is on disk; so whatever happens, every line is true, and only the block at work is lost.
+The first line says what the scene is made from: blocks are used again for the very same only.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hetecd.cog import write_part
+from hetecd.errors import InputError
+from hetecd.files import locked, replacing, writing
+from hetecd.tiles import Window
+
+log = logging.getLogger("hetecd")
+
+FOLDER = ".hetecd-work"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished part of a scene.
+
+    Attributes:
+        window: where it belongs.
+        valid_pixels: those valid in both images; without one there is no file.
+    """
+
+    window: Window
+    valid_pixels: int
+
+
+@contextmanager
+def work_in(out_dir: Path, made_from: Mapping[str, Any] | None, batch: int, redo: bool = False) -> Iterator["Work"]:
+    """The unfinished scene of a folder, or a new one; one process at a time. Gone when the body is done.
+
+    After a failure the finished blocks are kept for the next run, if it can be known that it is the same.
+
+    Args:
+        out_dir: folder of the results, made if need be.
+        made_from: all that decides on the pixels, as JSON can hold it; None where that is not known.
+        batch: windows given to the predictor at a time. A resumed run takes no more than the one before: rounding
+            depends on it.
+        redo: drop what is there.
+
+    Raises:
+        InputError: there is unfinished work of something else, or another process is at work.
+        OutputError: the folder is not writable.
+    """
+    with locked(out_dir):
+        folder = out_dir / FOLDER
+        if redo or made_from is None:
+            _remove(folder)
+        work = Work(folder, made_from, batch)
+        try:
+            yield work
+        except BaseException:
+            if made_from is None or not work.valid_pixels:
+                _remove(folder)
+            raise
+        _remove(folder)
+
+
+class Work:
+    """The finished blocks of a scene; see :func:`work_in`.
+
+    Attributes:
+        folder: for files on the way.
+        batch: windows to give to the predictor at a time.
+        done: the finished blocks.
+    """
+
+    def __init__(self, folder: Path, made_from: Mapping[str, Any] | None, batch: int) -> None:
+        self.folder = folder
+        self.batch = batch
+        self.done: dict[Window, Block] = {}
+        self._journal = folder / "journal"
+        made_from = json.loads(json.dumps(made_from))
+        if not self._read(made_from):
+            _remove(folder)
+            with replacing(self._journal, durable=True) as part:
+                part.write_text(json.dumps({"made_from": made_from, "batch": batch}) + "\n", encoding="utf-8")
+
+    @property
+    def valid_pixels(self) -> int:
+        """Of all finished blocks."""
+        return sum(block.valid_pixels for block in self.done.values())
+
+    def parts(self, name: str) -> dict[Window, Path]:
+        """Files of one image of the finished blocks that have any valid pixel, row by row."""
+        windows = sorted((b.window for b in self.done.values() if b.valid_pixels), key=lambda w: (w.row, w.col))
+        return {window: self._path(name, window) for window in windows}
+
+    def add(self, block: Block, images: Mapping[str, NDArray[Any]]) -> None:
+        """Store a finished block: its images (H, W) by name.
+
+        Raises:
+            OutputError: the disk is full, the folder is gone.
+        """
+        if block.valid_pixels:
+            for name, image in images.items():
+                write_part(self._path(name, block.window), image)
+        names = list(images) if block.valid_pixels else []
+        with writing(self._journal), open(self._journal, "r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps({"images": names, **asdict(block)}).encode() + b"\n")
+        self.done[block.window] = block
+
+    def _path(self, name: str, window: Window) -> Path:
+        return self.folder / f"{name}_{window.row}_{window.col}.tif"
+
+    def _read(self, made_from: Any) -> bool:
+        """Take up the work of an earlier run; False where there is none."""
+        if not self._journal.is_file():
+            return False
+        with writing(self._journal):
+            lines = self._journal.read_bytes().splitlines(keepends=True)
+        size = 0
+        for number, line in enumerate(lines):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if entry is None:  # cut off while it was written
+                break
+            size += len(line)
+            if number == 0:
+                self._check(entry["made_from"], made_from)
+                self.batch = min(self.batch, entry["batch"])
+            else:
+                window = Window(**entry.pop("window"))
+                if all(self._path(name, window).is_file() for name in entry.pop("images")):
+                    self.done[window] = Block(window, **entry)
+        with writing(self._journal):
+            os.truncate(self._journal, size)
+        for half_made in self.folder.glob(".hetecd-*"):
+            shutil.rmtree(half_made, ignore_errors=True)
+        if self.done:
+            log.info("%s: goes on after %d finished blocks", self.folder.parent, len(self.done))
+        return size > 0
+
+    def _check(self, found: Any, expected: Any) -> None:
+        if found != expected:
+            before, now = _flat(found), _flat(expected)
+            key = next(key for key in [*now, *before] if before.get(key) != now.get(key))
+            raise InputError(
+                f"{self.folder.parent}: found unfinished work with {key} {before.get(key)}, expected {now.get(key)}; "
+                "repeat that run, choose another folder, or drop the work with --redo"
+            )
+
+
+def _remove(folder: Path) -> None:
+    """Remove work. The journal goes first: without it nothing else there counts."""
+    (folder / "journal").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {name: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{name}.{key}".lstrip(".")).items()}
