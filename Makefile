@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
+.PHONY: install demo test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
 	bench-accuracy-torchgeo check format clean
 
 install: .venv/installed
@@ -17,6 +17,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered
+
+# The page of a report in a real browser: needs chromium and chromedriver (Debian: chromium, chromium-driver).
+test-browser: install
+	$(BIN)/pytest tests/test_browser.py
 
 test-slow: install
 	$(BIN)/pytest -m slow

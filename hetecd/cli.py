@@ -100,6 +100,8 @@ def predict(args: Namespace) -> None:
     if Path(args.before).is_dir() != Path(args.after).is_dir():
         raise InputError(f"{args.before} and {args.after}: found a folder and a file, expected two of a kind")
     if Path(args.before).is_dir():
+        if args.report:
+            raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
         summary = predict_folder(
             match_tiles(args.before, args.after), predictor, args.out, info.optical, info.sar, before_is, threshold,
             args.tile, args.overlap, batch,
@@ -125,13 +127,23 @@ def predict(args: Namespace) -> None:
         found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
         print(f"{found}, {summary.polygons} polygons{area}")
     print(f"written: {args.out}")
+    if args.report:
+        from hetecd.report import write_report
+
+        print(f"written: {write_report(args.out)}")
 
 
 def report(args: Namespace) -> None:
-    """Show a training on one HTML page."""
-    from hetecd.run_report import write_report
+    """Show a map or a training on one HTML page."""
+    from hetecd.report import write_report
+    from hetecd.survey import is_result
 
-    path = write_report(args.folder, args.out, args.previous, *_tiles_of(args))
+    if is_result(args.folder):
+        path = write_report(args.folder, args.out)
+    else:
+        from hetecd.run_report import write_report as write_run_report  # torch
+
+        path = write_run_report(args.folder, args.out, args.previous, *_tiles_of(args))
     print(f"written: {path}")
 
 
@@ -222,7 +234,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=str, help="the --out of `train`")
+    parser.add_argument("folder", type=str, help="the --out of `predict` or `train`; the flags below are for `train`")
     parser.add_argument("--out", "-o", type=str, help="page to write; default: report.html in the folder")
     parser.add_argument("--previous", type=str, help="training to compare with; default: the one beside it before it")
     _tiles_arguments(parser)
@@ -257,6 +269,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
+    parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
     _device_arguments(parser)
 
 

@@ -21,31 +21,12 @@ from hetecd.files import replacing
 from hetecd.info import ModelInfo
 from hetecd.metrics import confusion
 from hetecd.modality import Floats
+from hetecd.preview import NODATA, picture
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
-HIT, MISS, FALSE_ALARM, QUIET, NODATA = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0), (128, 128, 128)
+HIT, MISS, FALSE_ALARM, QUIET = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 VERDICT = "white hit, blue missed,\norange false alarm"  # title of what :func:`verdict` gives
-
-
-def picture(image: Floats) -> NDArray[np.uint8]:
-    """A raw image (C, H, W), NaN = invalid, as (H, W, 3) uint8: first three bands or grey, stretched 2 to 98 %.
-
-    Four bands or more are taken to be blue, green, red, ... as satellites store them.
-    """
-    bands = (2, 1, 0) if len(image) > 3 else (0, 1, 2) if len(image) == 3 else (0, 0, 0)
-    shown = image[list(bands)]
-    positive = shown[np.isfinite(shown) & (shown > 0)]
-    if len(image) < 3 and positive.size and np.nanmax(shown) > 20 * np.median(positive):
-        shown = np.log(np.maximum(shown, np.float32(1e-6)))  # SAR as power: a linear stretch would be black
-    out = np.zeros((*image.shape[1:], 3), np.uint8)
-    for k, band in enumerate(shown):
-        seen = band[np.isfinite(band)]
-        if seen.size:
-            low, high = np.percentile(seen, (2, 98))
-            out[..., k] = np.nan_to_num(np.clip((band - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    out[~np.isfinite(image).all(0)] = NODATA
-    return out
 
 
 def verdict(prob: Floats, label: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:

@@ -41,6 +41,7 @@ from hetecd.tiles import BLOCK_PX, Window
 
 BINS = 100
 CLASSES = (0.6, 0.7, 0.8, 0.9)  # where confidence classes end, between the threshold and 1
+EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
 CELL_PX = 16  # pixels of such a square count with the area of the one in its middle
 
 
@@ -139,8 +140,7 @@ class Count:
             rows = probability[start : start + CELL_PX]
             valid = ~np.isnan(rows)
             areas = self._cell_areas(window, window.row + start + len(rows) / 2)
-            bins = np.minimum(rows[valid] * BINS, BINS - 1).astype(np.int64)
-            _sum(self.pixels, self.area_m2, areas, valid, bins)
+            _sum(self.pixels, self.area_m2, areas, valid, bins_of(rows[valid]))
             changes = changed[start : start + CELL_PX] & valid
             classes = np.digitize(rows[changes], self.edges[1:-1].astype(np.float32))
             _sum(self.class_pixels, self.class_area_m2, areas, changes, classes)
@@ -189,6 +189,14 @@ def _sum(
     counts = np.bincount(at, minlength=len(cell_areas) * len(pixels)).reshape(len(cell_areas), len(pixels))
     pixels += counts.sum(0)
     area_m2 += cell_areas @ counts
+
+
+def bins_of(probability: Floats) -> NDArray[np.int64]:
+    """The bin of each probability: k / BINS <= p < (k + 1) / BINS as float32, the last one with 1.
+
+    Multiplied and cut off, some probabilities would miss the bin of a threshold that they reach.
+    """
+    return np.digitize(probability, EDGES[1:-1])
 
 
 def map_rows(blocks: Iterable[tuple[Window, Bools, Floats]], grid: Grid) -> Iterator[tuple[Bools, Floats]]:

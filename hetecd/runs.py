@@ -100,7 +100,8 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     if not is_run(folder):
         raise InputError(
-            f"{folder}: found neither {LOG} nor {BEST}, expected the folder of a training; name the --out of one"
+            f"{folder}: found neither {LOG} nor {BEST}, expected the folder of a training (`report` also takes that of "
+            "a map, with its summary.json); name the --out of one"
         )
     run = Run(folder.resolve().name, folder, (), None)
     try:

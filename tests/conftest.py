@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from selenium import webdriver
 
 from hetecd.config import ModelConfig, TrainConfig
 from hetecd.data import TileDataset, find_tiles
@@ -17,7 +20,9 @@ from hetecd.export import Target, export_file
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
-from hetecd.synth import write_tiles
+from hetecd.pair import open_pair
+from hetecd.predict import predict_scene
+from hetecd.synth import write_pair, write_tiles
 from hetecd.weights import predictor, save
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -74,6 +79,37 @@ def graphs(decided: Path, tiles: Path) -> Callable[[str], Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results `map` of a scene of 120 x 160 px, which lies beside them; some thirty blobs changed."""
+    folder = tmp_path_factory.mktemp("mapped")
+    write_pair(folder, seed=5, height_px=120, width_px=160)
+    field = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(120, 160)), 3)
+    probability = (1 / (1 + np.exp(-2.5 * field / field.std()))).astype(np.float32)
+    bands = [Modality(tuple(range(1, n + 1)), (0.0,) * n, (1.0,) * n) for n in (4, 1)]
+    with open_pair(folder / "optical.tif", folder / "sar.tif", "optical", *bands) as pair:
+        predict_scene(pair, lambda optical, sar: probability[None], folder / "map", 0.6, progress=False)
+    return folder / "map"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """Chromium without a window, one per test file; the tests are skipped where none is installed."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    quiet = ("background-networking", "component-update", "gpu", "quic", "sync", "dev-shm-usage")
+    for flag in ("headless=new", "no-sandbox", "no-first-run", *(f"disable-{name}" for name in quiet)):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
 @pytest.fixture
