@@ -87,6 +87,8 @@ def evaluate(args: Namespace) -> None:
 def predict(args: Namespace) -> None:
     """Map a pair of rasters, or two folders of tiles."""
     from hetecd.folders import match_tiles
+    from hetecd.grids import GridChoice
+    from hetecd.image import are_tiles
     from hetecd.memory import fitting_batch
     from hetecd.pair import open_pair
     from hetecd.predict import predict_folder, predict_scene
@@ -97,9 +99,9 @@ def predict(args: Namespace) -> None:
     before_is: Role = args.before_is or info.before_is
     threshold = info.threshold if args.threshold is None else args.threshold
     batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
-    if Path(args.before).is_dir() != Path(args.after).is_dir():
-        raise InputError(f"{args.before} and {args.after}: found a folder and a file, expected two of a kind")
-    if Path(args.before).is_dir():
+    choice: GridChoice = _fill(GridChoice, args)
+    if are_tiles(args.before, args.after):
+        choice.refuse_for_tiles(args.before)
         if args.report:
             raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
         summary = predict_folder(
@@ -110,7 +112,7 @@ def predict(args: Namespace) -> None:
     else:
         weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
         about = About(weights, args.tta, args.precision, args.runtime)
-        with open_pair(args.before, args.after, before_is, info.optical, info.sar) as pair:
+        with open_pair(args.before, args.after, before_is, info.optical, info.sar, choice=choice) as pair:
             summary = predict_scene(
                 pair,
                 predictor,
@@ -254,8 +256,8 @@ def _tiles_arguments(parser: ArgumentParser) -> None:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of tiles")
-    parser.add_argument("after", type=str, help="raster of the later date, or a folder of tiles")
+    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of granules or of tiles")
+    parser.add_argument("after", type=str, help="the same of the later date")
     parser.add_argument("--out", "-o", type=str, required=True, help="folder for the results")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
@@ -270,7 +272,15 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
     parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
+    _grid_arguments(parser)
     _device_arguments(parser)
+
+
+def _grid_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--resolution", type=float | None, help="edge of a pixel of the map, in units of its CRS")
+    parser.add_argument("--crs", type=str, help="of the map, such as EPSG:32633; default: the optical image's")
+    parser.add_argument("--bounds", type=float, nargs=4, help="left bottom right top of the map, in its CRS")
+    parser.add_argument("--aoi", type=str, help="file of polygons outside of which nothing is mapped")
 
 
 def _distances_arguments(parser: ArgumentParser) -> None:

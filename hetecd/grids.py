@@ -59,6 +59,13 @@ class GridChoice:
             if not (left < right and bottom < top):
                 raise InputError(f"bounds: found {_text(self.bounds)}, expected left bottom right top in that order")
 
+    def refuse_for_tiles(self, folder: Path | str) -> None:
+        """InputError where a grid is asked for, which tiles that are mapped one by one do not share."""
+        if self != GridChoice():
+            raise InputError(
+                f"{folder}: found a folder of tiles, for which no grid can be chosen; leave these flags out"
+            )
+
 
 @dataclass(frozen=True)
 class CommonGrid:
@@ -166,7 +173,7 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
         margin = 0.01 * max(right - left, top - bottom)
         near = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
         shapes = shapely.get_parts(shapely.intersection(shapely.make_valid(shapes), near))
-        shapes = shapely.get_parts(shapes[shapely.get_dimensions(shapes) == 2])
+        shapes = shapely.get_parts(shapes[(shapely.get_dimensions(shapes) == 2) & ~shapely.is_empty(shapes)])
         shapes = shapely.segmentize(shapes, STRAIGHT_PX * pixel_size(at_grid(image), crs))
 
         def to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,7 +185,9 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
         raise InputError(f"{path}: cannot be brought to {pixels.crs} ({one_line(error)}); check its CRS") from error
     if len(found) == 0:
         there = _text((left, bottom, right, top))
-        raise InputError(f"{path}: found no polygon on the optical image, expected some; in this CRS it has {there}")
+        raise InputError(
+            f"{path}: found no polygon where the grid lies, expected some; in the CRS of the file that is {there}"
+        )
     return found
 
 

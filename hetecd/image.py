@@ -181,18 +181,18 @@ def granule_files(folder: Path | str) -> list[Path]:
 def are_tiles(before: Path | str, after: Path | str) -> bool:
     """Whether two paths are folders of tiles, to be mapped one by one, rather than images or folders of granules.
 
-    Tiles have the same names in both folders, or no georeference.
+    Tiles have the same names in both folders, or no georeference (of which the first of each is asked).
     """
     if not (os.path.isdir(before) and os.path.isdir(after)):
         return False
     names = [granule_files(folder) for folder in (before, after)]
-    if {path.stem for path in names[0]} == {path.stem for path in names[1]}:
-        return True
+    tiles = {path.stem for path in names[0]} == {path.stem for path in names[1]}
     for first, *_ in names:
         with open_raster(first) as dataset:
-            if place_of(dataset, first).crs is None:
-                return True
-    return False
+            tiles = tiles or place_of(dataset, first).crs is None
+    if tiles:
+        log.info("%s and %s: taken as tiles, each of which is mapped by itself", before, after)
+    return tiles
 
 
 def _check_mosaic(folder: Path | str, granules: Sequence[Granule]) -> None:

@@ -31,6 +31,7 @@ class Pair:
         optical_path: file or folder of the optical image.
         sar_path: file or folder of the SAR image.
         before_is: which of the two the earlier date is.
+        aoi: file of the area of interest, if there is one.
         files: local files that the two are read from, also those behind a container or a virtual raster.
     """
 
@@ -43,12 +44,14 @@ class Pair:
         files: Sequence[str],
         read_optical: Read,
         read_sar: Read,
+        aoi: Path | str | None = None,
         wanted: Callable[[Window], Bools] | None = None,
     ) -> None:
         self.grid = grid
         self.optical_path = optical_path
         self.sar_path = sar_path
         self.before_is: Role = before_is
+        self.aoi = aoi
         self.files = tuple(files)
         self._read_optical = read_optical
         self._read_sar = read_sar
@@ -76,7 +79,11 @@ class Pair:
     def read_usable(self, window: Window) -> tuple[Floats, Floats, Bools] | None:
         """As :meth:`read`, but None, and sooner, where no pixel is valid in both."""
         with self._lock:
-            optical, valid = self._read_optical(window)
+            valid = np.ones((window.height, window.width), bool) if self._wanted is None else self._wanted(window)
+            if not valid.any():
+                return None
+            optical, optical_valid = self._read_optical(window)
+            valid &= optical_valid
             if not valid.any():
                 return None
             sar, sar_valid = self._read_sar(window)
@@ -127,6 +134,7 @@ def open_pair(
             [*optical_image.files, *sar_image.files],
             optical_image.on(stack, common.grid),
             sar_image.on(stack, common.grid, sar_move),
+            choice.aoi,
             common.wanted,
         )
 

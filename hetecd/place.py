@@ -18,7 +18,9 @@ from rasterio.warp import transform as transform_points
 from hetecd.errors import InputError
 from hetecd.raster import WGS84, Grid, grid_of
 
-RPC_TIES = 15  # along either edge; a spline through them leaves the polynomials by some thousandths of a pixel
+# Tie points along either edge in place of RPCs, and how far beyond it, as a share, for a spline is worst at its border:
+# some thousandths of a pixel from the polynomials, which GDAL itself would invert to a tenth only.
+RPC_TIES, RPC_MARGIN, RPC_ERROR_PX = 15, 0.1, 0.001
 EDGE_POINTS = 33  # along each edge of an image whose outline is wanted
 
 
@@ -94,9 +96,10 @@ def place_of(dataset: Any, path: object) -> Place:
 
 
 def _rpc_ties(dataset: Any) -> tuple[GroundControlPoint, ...]:
-    edges = np.linspace(0, dataset.width, RPC_TIES), np.linspace(0, dataset.height, RPC_TIES)
-    cols, rows = (values.ravel() for values in np.meshgrid(*edges))
-    with RPCTransformer(dataset.rpcs, rpc_height=dataset.rpcs.height_off) as polynomials:
+    along = np.linspace(-RPC_MARGIN, 1 + RPC_MARGIN, RPC_TIES)
+    cols, rows = (values.ravel() for values in np.meshgrid(along * dataset.width, along * dataset.height))
+    options = {"rpc_height": dataset.rpcs.height_off, "RPC_PIXEL_ERROR_THRESHOLD": RPC_ERROR_PX}
+    with RPCTransformer(dataset.rpcs, **options) as polynomials:
         x, y = polynomials.xy(rows, cols, offset="ul")
     return tuple(GroundControlPoint(*map(float, point)) for point in zip(rows, cols, x, y, strict=True))
 

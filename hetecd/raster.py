@@ -148,9 +148,8 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
             dataset = rasterio.open(name)
     except (RasterioError, OSError) as error:
-        raise InputError(
-            f"{name}: not a raster that GDAL can read ({one_line(error)}); use GeoTIFF, PNG or JPEG"
-        ) from None
+        hint = "check the address, or download the file" if is_remote(name) else "use GeoTIFF, PNG or JPEG"
+        raise InputError(f"{name}: not a raster that GDAL can read ({one_line(error)}); {hint}") from None
     with dataset:
         if dataset.count == 0:
             names = dataset.subdatasets
@@ -210,9 +209,8 @@ def read_valid(
             if alpha and alpha not in distinct:
                 valid &= dataset.read(alpha, window=part) != 0
     except (RasterioError, OSError) as error:
-        raise InputError(
-            f"{path}: cannot read its pixels ({one_line(error)}); the file seems truncated or damaged"
-        ) from None
+        hint = "try again, or download the file" if is_remote(str(path)) else "the file seems truncated or damaged"
+        raise InputError(f"{path}: cannot read its pixels ({one_line(error)}); {hint}") from None
     for plane, number in zip(array, distinct, strict=True):
         # A mask band hides the nodata value from GDAL's mask, so the value is always looked at here.
         nodata = dataset.nodatavals[number - 1]

@@ -8,6 +8,7 @@
     settings             threshold, tile_px, overlap_px, tta, precision, runtime, and of the polygons min_area, simplify
     alignment            null, or how the SAR image was moved
     grid                 {crs, transform [a, b, c, d, e, f], height, width, pixel_m, bounds_wgs84}
+    aoi                  null, or {path, bytes, sha256} of the area of interest
     pixels, valid_pixels, changed_pixels, changed_area_m2, polygons
     classes              [{from_prob, to_prob, pixels, area_m2}]: the changed area by confidence
     histogram            {bins, pixels, area_m2}: the valid pixels by probability
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 import hetecd
 from hetecd.files import writing
 from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
+from hetecd.image import granule_files
 from hetecd.modality import Floats
 from hetecd.pair import Pair
 from hetecd.raster import Bools, Grid
@@ -89,6 +91,7 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
         "settings": {**settings, "tta": about.tta, "precision": about.precision, "runtime": about.runtime},
         "alignment": about.alignment,
         "grid": _describe_grid(pair.grid),
+        "aoi": None if pair.aoi is None else _input(pair.aoi),
         "warnings": list(about.warnings),
     }
 
@@ -269,7 +272,12 @@ def sha256(path: Path | str) -> str:
 
 
 def _input(path: Path | str) -> dict[str, Any]:
-    """Name, size and checksum; null for a URL or whatever else is no single file of this machine."""
+    """Name, size and checksum; null for a URL or whatever else is no file or folder of files of this machine."""
+    if os.path.isdir(path):
+        granules = granule_files(path)
+        listing = "".join(f"{sha256(file)}  {file.name}\n" for file in granules)  # as sha256sum prints it
+        size, checksum = sum(map(os.path.getsize, granules)), hashlib.sha256(listing.encode()).hexdigest()
+        return {"path": str(path), "bytes": size, "sha256": checksum}
     local = os.path.isfile(path)
     return {
         "path": str(path),

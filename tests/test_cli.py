@@ -169,6 +169,16 @@ def test_a_real_scene_with_the_weights_that_come_along(shared: Path, tmp_path: P
     assert (mapped == 1).sum() < 0.1 * (mapped != 255).sum()  # nothing changed there
 
 
+def test_a_grid_of_ones_own(checkpoint: Path, scene: Path, tmp_path: Path) -> None:
+    pair = [str(scene / f"{name}.tif") for name in ("optical", "sar")]
+    west, _, _, north = read_raster(scene / "optical.tif").grid.bounds
+    words = ["predict", *pair, "--weights", str(checkpoint), "--resolution", "4", "-o", str(tmp_path)]
+    corner = (west, north - 200, west + 240, north)
+    assert cli.main([*words, "--bounds", *map(str, corner)]) == 0
+    grid = read_raster(tmp_path / "change.tif").grid
+    assert (grid.bounds, grid.shape) == (pytest.approx(corner), (50, 60))
+
+
 # --- bad input: one line, exit code 1, nothing half-written ----------------------------------------------------------
 
 
@@ -197,7 +207,7 @@ def _bad_pair(case: str, folder: Path) -> tuple[Path, Path]:
         sar.write_text("hello")
     elif case == "truncated":
         sar.write_bytes(sar.read_bytes()[: sar.stat().st_size // 2])
-    elif case == "folder and file":
+    elif case == "folder of both dates":
         sar = folder
     return optical, sar
 
@@ -213,7 +223,7 @@ def _bad_pair(case: str, folder: Path) -> tuple[Path, Path]:
         ("no valid pixel", "no pixel that is valid in both"),
         ("all NaN", "no pixel that is valid in both"),
         ("bands", "optical.tif: found 1 band, expected bands [1, 2, 3, 4]"),
-        ("folder and file", "found a folder and a file"),
+        ("folder of both dates", "found optical.tif and sar.tif of the same grid"),
     ],
 )
 def test_a_bad_pair(

@@ -13,6 +13,7 @@ from rasterio.warp import transform as transform_points
 from scipy.ndimage import gaussian_filter
 
 from hetecd.errors import InputError
+from hetecd.grids import GridChoice
 from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
@@ -21,6 +22,7 @@ from hetecd.tiles import Window
 UTM = CRS.from_epsg(32633)
 WGS84 = CRS.from_epsg(4326)
 ONE = uint8_modality((1,))
+NO_CHOICE = GridChoice()
 # Middle of both: 15 E, 45.2 N. The optical image is rotated and has oblong pixels.
 OPTICAL = Grid(UTM, Affine.translation(500_000, 5_005_000) @ Affine.rotation(20) @ Affine.scale(10, -8), 300, 260)
 MOVE = Affine.translation(7.3, -12.6) @ Affine.rotation(1.2) @ Affine.scale(1.01)
@@ -46,9 +48,18 @@ def files(tmp_path):
     return optical, save(tmp_path / "sar.tif", SAR, ground(SAR).astype(np.float32))
 
 
-def read(optical, sar, window=None, optical_modality=ONE, sar_modality=ONE, before_is="optical", sar_move=None):
+def read(
+    optical,
+    sar,
+    window=None,
+    optical_modality=ONE,
+    sar_modality=ONE,
+    before_is="optical",
+    sar_move=None,
+    choice=NO_CHOICE,
+):
     before, after = (optical, sar) if before_is == "optical" else (sar, optical)
-    with open_pair(before, after, before_is, optical_modality, sar_modality, sar_move) as pair:
+    with open_pair(before, after, before_is, optical_modality, sar_modality, sar_move, choice) as pair:
         return pair.read(window or Window(0, 0, *pair.grid.shape))
 
 
