@@ -111,7 +111,7 @@ def predict(args: Namespace) -> None:
         print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
     else:
         weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
-        about = About(weights, args.tta, args.precision, args.runtime)
+        about = About(weights, args.tta, args.precision, args.runtime, model=info)
         with open_pair(args.before, args.after, before_is, info.optical, info.sar, choice=choice) as pair:
             summary = predict_scene(
                 pair,

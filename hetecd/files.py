@@ -3,6 +3,7 @@
 They are made in a hidden folder beside the final name, on the same disk, and moved when they are complete.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -132,3 +133,9 @@ def writing(path: Path | str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
         raise OutputError(f"{path}: cannot write it ({reason}); free space or choose another folder") from error
+
+
+def sha256(path: Path | str) -> str:
+    """Checksum of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from hetecd.raster import WGS84, Grid
 
 # An edge that is straight on the map is curved on the ground; pieces of this many pixels are short enough.
 STRAIGHT_PX = 64.0
+EDGE_POINTS = 8  # of the outline on each side
 NODES = 129  # places along each side of a grid at which the area of a pixel is computed; between them it is smooth
 NOWHERE = (CRSError, RasterioError, CPLE_BaseError)  # a local CRS is tied to no place on earth
 
@@ -59,6 +60,18 @@ def bounds_wgs84(grid: Grid) -> tuple[float, float, float, float] | None:
     except NOWHERE:
         return None
     return bounds if np.isfinite(bounds).all() else None
+
+
+def outline_wgs84(grid: Grid) -> list[list[float]]:
+    """Closed ring [[lon, lat], ...] around a grid, counterclockwise where row and column run as usual.
+
+    The grid must have a CRS that is tied to the earth.
+    """
+    down, along = np.array([0, 0, 1, 1, 0]), np.array([0, 1, 1, 0, 0])
+    steps = np.linspace(0, 4, 4 * EDGE_POINTS + 1)
+    rows, cols = np.interp(steps, np.arange(5), down), np.interp(steps, np.arange(5), along)
+    x, y = grid.transform @ (cols[::-1] * grid.width, rows[::-1] * grid.height)
+    return [list(point) for point in zip(*transform_points(grid.crs, WGS84, x, y), strict=True)]
 
 
 class PixelAreas:

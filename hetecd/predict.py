@@ -24,12 +24,15 @@ from hetecd.errors import InputError
 from hetecd.files import publish, staging
 from hetecd.flow import behind
 from hetecd.folders import TileFiles
+from hetecd.info import ModelInfo
 from hetecd.modality import Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
 from hetecd.progress import Progress
 from hetecd.raster import write_raster
 from hetecd.results import About, Count, describe, map_rows, read_summary, tags, write_summary
+from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
+from hetecd.styles import STYLES, write_styles
 from hetecd.tiles import Window, blocks, panels
 from hetecd.vector import PolygonSettings, write_polygons
 from hetecd.work import Block, Work, work_in
@@ -77,7 +80,10 @@ def predict_scene(
     polygons: PolygonSettings = PolygonSettings(),  # noqa: B008 - frozen
     redo: bool = False,
 ) -> Summary:
-    """Write ``change.tif``, ``probability.tif``, ``change.gpkg`` and ``summary.json`` of a pair into ``out_dir``.
+    """Write the change map of a pair into ``out_dir``, in all the forms in which people use it.
+
+    These are ``change.tif``, ``probability.tif``, ``change.gpkg`` (or another format of polygons), ``summary.json``,
+    ``item.json`` (STAC), and styles for QGIS.
 
     Change is uint8 0 / 1 / 255, probability float32; pixels invalid in either image are 255 and NaN, the nodata
     values. Both are Cloud Optimized GeoTIFFs on the grid of the pair. All appear when all are whole.
@@ -109,13 +115,14 @@ def predict_scene(
     _check_threshold(threshold)
     polygons.check(pair.grid)
     out_dir = Path(out_dir)
-    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json")
+    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json", "item.json", *STYLES)
     outputs = tuple(out_dir / name for name in names)
     _keep_inputs(pair.files, outputs)
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
-    description = describe(pair, about or About(), settings)
-    made_from = description if about and about.weights else None
+    about = about or About()
+    description = describe(pair, about, settings)
+    made_from = description if about.weights else None
     tally = Tally()
     with work_in(out_dir, made_from, batch, redo) as work:
         found = read_summary(description, outputs) if made_from and not redo else None
@@ -123,7 +130,7 @@ def predict_scene(
             _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
             with staging(work.folder) as folder:
                 staged = [folder / path.name for path in outputs]
-                found = _finish(work, pair, description, staged, polygons, started)
+                found = _finish(work, pair, description, about.model, staged, polygons, started)
                 publish(staged, out_dir)
     return Summary(
         pixels=found["pixels"],
@@ -190,6 +197,7 @@ def _finish(
     work: Work,
     pair: Pair,
     description: Mapping[str, Any],
+    model: ModelInfo | None,
     staged: Sequence[Path],
     polygons: PolygonSettings,
     started: float,
@@ -208,7 +216,10 @@ def _finish(
     found = ((window, read_part(change[window]) == 1, read_part(probability[window])) for window in change)
     number = write_polygons(map_rows(count.passing(found), pair.grid), pair.grid, staged[2], polygons)
     numbers = {**count.numbers(), "polygons": number, "outputs": [path.name for path in staged]}
-    return write_summary(staged[3], description, numbers, started)
+    summary = write_summary(staged[3], description, numbers, started)
+    write_item(staged[4], summary, pair.grid, staged[2], model)
+    write_styles(staged[5].parent)
+    return summary
 
 
 def predict_folder(

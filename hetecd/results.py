@@ -4,7 +4,7 @@
 
     hetecd, created      version, time of writing (UTC)
     before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file
-    weights              {name, sha256, scores}: validation scores of the checkpoint; null without a name
+    weights              {name, path, sha256, scores}: validation scores of the checkpoint; null without a name
     settings             threshold, tile_px, overlap_px, tta, precision, runtime, and of the polygons min_area, simplify
     alignment            null, or how the SAR image was moved
     grid                 {crs, transform [a, b, c, d, e, f], height, width, pixel_m, bounds_wgs84}
@@ -33,9 +33,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hetecd
-from hetecd.files import writing
+from hetecd.files import sha256, writing
 from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
 from hetecd.image import granule_files
+from hetecd.info import ModelInfo
 from hetecd.modality import Floats
 from hetecd.pair import Pair
 from hetecd.raster import Bools, Grid
@@ -52,12 +53,13 @@ class About:
     """How a map is made, as far as it is known before: for its metadata.
 
     Attributes:
-        weights: name, sha256 and validation scores of the checkpoint, from :func:`describe_weights`.
+        weights: name, path, sha256 and validation scores of the checkpoint, from :func:`describe_weights`.
         tta: mean over mirror images.
         precision: that the predictor was asked for.
         runtime: that the predictor was asked for.
         alignment: how the SAR image was moved, JSON-able; None where nothing was estimated.
         warnings: what a reader of the results should know.
+        model: what the checkpoint says about itself, for the STAC item.
     """
 
     weights: Mapping[str, Any] | None = None
@@ -66,11 +68,17 @@ class About:
     runtime: str = "auto"
     alignment: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
+    model: ModelInfo | None = None
 
 
 def describe_weights(path: Path | str, scores: Mapping[str, float | None]) -> dict[str, Any]:
-    """Name, checksum and validation scores of a checkpoint or exported graph."""
-    return {"name": Path(path).name, "sha256": sha256(path), "scores": dict(scores) or None}
+    """Name, path, checksum and validation scores of a checkpoint or exported graph."""
+    return {
+        "name": Path(path).name,
+        "path": os.path.abspath(path),
+        "sha256": sha256(path),
+        "scores": dict(scores) or None,
+    }
 
 
 def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,12 +271,6 @@ def write_summary(
         text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
     return summary
-
-
-def sha256(path: Path | str) -> str:
-    """Checksum of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _input(path: Path | str) -> dict[str, Any]:

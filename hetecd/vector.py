@@ -22,7 +22,8 @@ from hetecd.raster import Bools, Grid
 
 Format = Literal["gpkg", "fgb", "geojson"]
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
-OPTIONS = {"GeoJSON": {"RFC7946": "YES", "WRITE_NAME": "NO"}}
+LAYER_OPTIONS = {"GeoJSON": {"RFC7946": "YES", "WRITE_NAME": "NO"}}
+FILE_OPTIONS = {"GPKG": {"VERSION": "1.2"}}  # older QGIS warns of newer ones, which have nothing that is used here
 BATCH = 20_000  # polygons that wait in memory to be written
 # GDAL would stamp the time of writing on a GeoPackage; the same map shall give the same file.
 NO_TIME = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
@@ -88,8 +89,8 @@ def write_polygons(
                 count += len(polygons)
         with pyogrio.raw.open_arrow(collected, use_pyarrow=False) as (meta, stream):
             names = {"layer": "change", "geometry_name": meta["geometry_name"], "geometry_type": "Polygon"}
-            layer_options = OPTIONS.get(driver, {})
-            pyogrio.write_arrow(stream, part, driver=driver, crs=meta["crs"], layer_options=layer_options, **names)
+            options = {"layer_options": LAYER_OPTIONS.get(driver), "dataset_options": FILE_OPTIONS.get(driver)}
+            pyogrio.write_arrow(stream, part, driver=driver, crs=meta["crs"], **names, **options)
         found = pyogrio.read_info(part, force_feature_count=True)["features"]
         if found != count:
             raise OSError(f"found {found} polygons after writing {count}")

@@ -27,7 +27,7 @@ from hetecd.tiles import Window, window_rows
 OPTICAL = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_005_000), 200, 260)
 SAR = Grid(CRS.from_epsg(4326), Affine(0.00012, 0, 14.995, 0, -0.0001, 45.195), 180, 200)
 TWO, ONE = uint8_modality((1, 2)), uint8_modality((1,))
-OUTPUTS = ["change.gpkg", "change.tif", "probability.tif", "summary.json"]
+OUTPUTS = ["change.gpkg", "change.qml", "change.tif", "item.json", "probability.qml", "probability.tif", "summary.json"]
 
 
 def pointwise(optical, sar):
@@ -53,8 +53,8 @@ def pair(files):
 
 
 def test_outputs_lie_on_the_optical_grid(pair, tmp_path):
-    summary = predict_scene(pair, pointwise, tmp_path / "out", 0.6, tile_px=64, overlap_px=16,
-                            about=About({"name": "none.safetensors", "sha256": None, "scores": None}))  # fmt: skip
+    weights = {"name": "none.safetensors", "path": "none.safetensors", "sha256": None, "scores": None}
+    summary = predict_scene(pair, pointwise, tmp_path / "out", 0.6, tile_px=64, overlap_px=16, about=About(weights))
     assert sorted(os.listdir(tmp_path / "out")) == OUTPUTS
     optical, sar, valid = pair.read(Window(0, 0, *pair.grid.shape))
     assert 0.1 < valid.mean() < 0.9

@@ -26,7 +26,7 @@ from hetecd.work import FOLDER
 SCENE = Grid(CRS.from_epsg(32633), Affine.translation(5e5, 5e6) @ Affine.rotation(7) @ Affine.scale(10, -12), 1900, 300)
 ONE = uint8_modality((1,))
 ABOUT = About({"name": "pointwise", "sha256": "12", "scores": None})
-MAPS = ["change.gpkg", "change.tif", "probability.tif"]
+MAPS = ["change.gpkg", "change.qml", "change.tif", "probability.qml", "probability.tif"]
 
 
 def pointwise(optical, sar):
@@ -68,7 +68,7 @@ def expected(files, tmp_path_factory):
         return pointwise(optical, sar)
 
     seconds = run(files, out, predictor).seconds
-    assert sorted(os.listdir(out)) == [*MAPS, "summary.json"]
+    assert sorted(os.listdir(out)) == sorted([*MAPS, "item.json", "summary.json"])
     return content(out), seconds, len(calls)
 
 
@@ -110,7 +110,7 @@ def test_killed_at_any_moment_it_goes_on(files, tmp_path, expected):
     assert kills == 6
     run(files, out)
     assert content(out) == maps
-    assert sorted(os.listdir(out)) == [*MAPS, "summary.json"]
+    assert sorted(os.listdir(out)) == sorted([*MAPS, "item.json", "summary.json"])
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
