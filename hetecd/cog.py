@@ -64,6 +64,7 @@ def write_cog(
     nodata: float,
     overviews: str = "average",
     tags: Mapping[str, str] | None = None,
+    colours: Mapping[int, tuple[int, int, int]] | None = None,
 ) -> None:
     """Join parts of an image of one band into a Cloud Optimized GeoTIFF, whole or not at all.
 
@@ -78,6 +79,7 @@ def write_cog(
         nodata: value of invalid pixels, may be NaN.
         overviews: how overviews are resampled: "average", "mode", "nearest".
         tags: metadata of the file.
+        colours: red, green, blue (0 to 255) of values, for a colour table; uint8 only.
 
     Raises:
         OutputError: the folder is not writable or the disk is full.
@@ -87,7 +89,7 @@ def write_cog(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         _need_space(final.parent, COG_PER_PART * sum(part.stat().st_size for part in parts.values()))
         joined = final.with_suffix(".vrt")
-        joined.write_text(_join(grid, parts, dtype, nodata, tags or {}), encoding="utf-8")
+        joined.write_text(_join(grid, parts, dtype, nodata, tags or {}, colours or {}), encoding="utf-8")
         smooth = np.dtype(dtype).kind == "f"
         with writing_gdal(path):
             rasterio.shutil.copy(
@@ -97,7 +99,14 @@ def write_cog(
         _compare(final, parts, path)
 
 
-def _join(grid: Grid, parts: Mapping[Window, Path], dtype: str, nodata: float, tags: Mapping[str, str]) -> str:
+def _join(
+    grid: Grid,
+    parts: Mapping[Window, Path],
+    dtype: str,
+    nodata: float,
+    tags: Mapping[str, str],
+    colours: Mapping[int, tuple[int, int, int]],
+) -> str:
     """GDAL's XML for a virtual image of the parts."""
     kind = {"uint8": "Byte", "float32": "Float32"}[dtype]
     lines = [f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">']
@@ -107,6 +116,10 @@ def _join(grid: Grid, parts: Mapping[Window, Path], dtype: str, nodata: float, t
         lines.append(f"<GeoTransform>{', '.join(map(repr, grid.transform.to_gdal()))}</GeoTransform>")
     lines += ["<Metadata>", *(f'<MDI key="{escape(k)}">{escape(v)}</MDI>' for k, v in tags.items()), "</Metadata>"]
     lines.append(f'<VRTRasterBand dataType="{kind}" band="1"><NoDataValue>{nodata!r}</NoDataValue>')
+    if colours:
+        table = (colours.get(value, (0, 0, 0)) for value in range(256))
+        entries = "".join('<Entry c1="{}" c2="{}" c3="{}" c4="255"/>'.format(*colour) for colour in table)
+        lines.append(f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>")
     for window, part in parts.items():
         size = f'xSize="{window.width}" ySize="{window.height}"'
         lines += [

@@ -32,7 +32,7 @@ from hetecd.raster import write_raster
 from hetecd.results import About, Count, describe, map_rows, read_summary, tags, write_summary
 from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
-from hetecd.styles import STYLES, write_styles
+from hetecd.styles import COLOURS, STYLES, write_styles
 from hetecd.tiles import Window, blocks, panels
 from hetecd.vector import PolygonSettings, write_polygons
 from hetecd.work import Block, Work, work_in
@@ -210,7 +210,7 @@ def _finish(
         )
     change, probability = work.parts("change"), work.parts("probability")
     labels = tags(description)
-    write_cog(staged[0], pair.grid, change, "uint8", IGNORE, "mode", labels)
+    write_cog(staged[0], pair.grid, change, "uint8", IGNORE, "mode", labels, COLOURS)
     write_cog(staged[1], pair.grid, probability, "float32", float("nan"), "average", labels)
     count = Count(pair.grid, description["settings"]["threshold"])
     found = ((window, read_part(change[window]) == 1, read_part(probability[window])) for window in change)

@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
+from rio_cogeo.cogeo import cog_validate
 
 from hetecd.cog import read_part, write_cog, write_part
 from hetecd.errors import OutputError
@@ -32,6 +33,26 @@ def write_parts(folder, image, height=512, width=512):
             parts[Window(row, col, *part.shape)] = folder / f"{row}_{col}.tif"
             write_part(folder / f"{row}_{col}.tif", part)
     return parts
+
+
+@pytest.mark.parametrize("shape", [(1100, 700), (100, 90)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_usual_validator_passes_it(tmp_path, dtype, shape):
+    """With a colour table too."""
+    image = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    colours = {0: (1, 2, 3), 1: (250, 0, 7)} if dtype == "uint8" else None
+    path, parts = tmp_path / "x.tif", write_parts(tmp_path, image)
+    write_cog(path, Grid(UTM, ROTATED, *shape), parts, dtype, 255, "mode", colours=colours)
+    valid, errors, warned = cog_validate(path, strict=True)
+    assert (valid, errors, warned) == (True, [], [])
+    with rasterio.open(path) as dataset:
+        assert dataset.overviews(1) == ([2, 4] if shape[0] > 512 else [])
+        assert np.array_equal(dataset.read(1), image)
+        if colours:
+            table = dataset.colormap(1)
+            assert {value: table[value][:3] for value in colours} == colours
+            assert table[255][3] == 0  # nodata is transparent
+            assert dataset.colorinterp[0].name == "palette"
 
 
 @pytest.mark.parametrize(("dtype", "nodata", "overviews"), [("uint8", 255, "mode"), ("float32", np.nan, "average")])
