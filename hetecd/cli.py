@@ -5,6 +5,7 @@ Heavy imports happen inside the verb that needs them, so that ``hetecd --help`` 
 
 import dataclasses
 import errno
+import json
 import logging
 import math
 import sys
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb == "train":
             _apply_recipe(parsers["train"], args.train.recipe)
             args = parsers[""].parse_args(words)
-        VERBS[args.verb][0](args[args.verb])
+        return VERBS[args.verb][0](args[args.verb]) or 0
     except HetecdError as error:
         return _fail(str(error), args.debug)
     except KeyboardInterrupt:
@@ -51,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return _fail(f"{where}{error.strerror or error}{hint}", args.debug)
-    return 0
 
 
 def _fail(message: str, debug: bool) -> int:
@@ -82,6 +82,19 @@ def evaluate(args: Namespace) -> None:
     print(table(result))
     if args.out:
         print(f"written: {args.out}/metrics.json, {args.out}/tiles.png")
+
+
+def inspect(args: Namespace) -> int:
+    """Say what two rasters are, what `predict` would do with them, and what is wrong; 1 where it would fail."""
+    from hetecd.grids import GridChoice
+    from hetecd.inspection import in_words, inspect_pair
+
+    _, info = _predictor(args.weights, args)
+    before_is: Role = args.before_is or info.before_is
+    choice = _fill(GridChoice, args)
+    found = inspect_pair(args.before, args.after, before_is, info, choice, args.tile, args.overlap)
+    print(json.dumps(found, indent=2) if args.json else in_words(found))
+    return 0 if found["usable"] else 1
 
 
 def predict(args: Namespace) -> None:
@@ -255,25 +268,35 @@ def _tiles_arguments(parser: ArgumentParser) -> None:
     _device_arguments(parser)
 
 
+def _inspect_arguments(parser: ArgumentParser) -> None:
+    _pair_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    _device_arguments(parser)
+
+
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of granules or of tiles")
-    parser.add_argument("after", type=str, help="the same of the later date")
+    _pair_arguments(parser)
     parser.add_argument("--out", "-o", type=str, required=True, help="folder for the results")
-    parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
-    parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
     parser.add_argument("--threshold", type=float | None, help="probability of a change; default: the checkpoint's")
-    parser.add_argument(
-        "--tile", type=int, default=256, help="edge of a window, px; best about that of the training tiles"
-    )
-    parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
     parser.add_argument("--batch", type=int | None, help="windows at a time; default: as many as memory allows")
     parser.add_argument("--redo", action="store_true", help="do again what is finished, and drop what is unfinished")
     parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
     parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
-    _grid_arguments(parser)
     _device_arguments(parser)
+
+
+def _pair_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of granules or of tiles")
+    parser.add_argument("after", type=str, help="the same of the later date")
+    parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
+    parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
+    parser.add_argument(
+        "--tile", type=int, default=256, help="edge of a window, px; best about that of the training tiles"
+    )
+    parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
+    _grid_arguments(parser)
 
 
 def _grid_arguments(parser: ArgumentParser) -> None:
@@ -341,9 +364,10 @@ def _device_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tta", action="store_true", help="mean over four mirror images: better, four times as long")
 
 
-VERBS: dict[str, tuple[Callable[[Namespace], None], Callable[[ArgumentParser], None]]] = {
+VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentParser], None]]] = {
     "train": (train, _train_arguments),
     "evaluate": (evaluate, _evaluate_arguments),
+    "inspect": (inspect, _inspect_arguments),
     "predict": (predict, _predict_arguments),
     "report": (report, _report_arguments),
     "compare": (compare, _compare_arguments),

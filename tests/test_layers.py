@@ -19,7 +19,7 @@ ROWS = [
     {"image", "grids", "encoder", "difference", "vector", "work"},
     {"pair", "preview", "residual", "stac"},
     {"results", "stream", "synth_render", "model", "runtime"},
-    {"predict", "survey", "synth", "losses", "weights", "graph"},
+    {"predict", "inspection", "survey", "synth", "losses", "weights", "graph"},
     {"convert", "augment", "data", "resume", "report"},
     {"figures"},
     {"evaluate", "distances", "export"},

@@ -1,0 +1,438 @@
+"""What two images are, what ``hetecd predict`` would do with them, and what is wrong with them, before it is done.
+
+Pixels are looked at in a sample of windows spread over each image, so that scenes of any size take seconds; shares
+and ranges are those of the sample.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetecd.config import Role
+from hetecd.errors import InputError
+from hetecd.grids import GridChoice, choose_grid
+from hetecd.ground import bounds_wgs84, pixel_m
+from hetecd.image import Granule, Image, Read, open_image
+from hetecd.info import ModelInfo
+from hetecd.modality import FOREIGN, Floats, Modality
+from hetecd.pair import check_related
+from hetecd.place import at_grid, pixel_of
+from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands
+from hetecd.tiles import Window, starts
+
+SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
+LATTICE = 101  # points along either axis at which the overlap is measured
+EARTH_KM = 6371.0
+BLANK = 0.01  # share of pixels that are 0 in every band from which they look like undeclared nodata
+COARSER = 2.0  # times the pixels of training, or a part of them, from which a map is not to be trusted
+
+
+def _words_of(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE)
+
+
+# What in the names of files and bands tells what made an image.
+WORDS: dict[Role, re.Pattern[str]] = {
+    "sar": _words_of("vv|vh|hh|hv|sar|sigma0|gamma0|s1[abc]?|sentinel-?1|iceye|capella|umbra|terrasar|radarsat|palsar"),
+    "optical": _words_of("rgb|optical|s2[abc]?|sentinel-?2|landsat|planet|pleiades|worldview|red|green|nir"),
+}
+DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_:]?(0[1-9]|1[0-2])[-_:]?(0[1-9]|[12]\d|3[01])(?!\d)")
+DAY_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "SENSING_TIME", "PRODUCT_START_TIME", "TIFFTAG_DATETIME")
+
+Side = dict[str, Any]
+Problems = list[dict[str, Any]]
+
+
+def inspect_pair(
+    before: Path | str,
+    after: Path | str,
+    before_is: Role,
+    info: ModelInfo,
+    choice: GridChoice,
+    tile_px: int = 256,
+    overlap_px: int = 64,
+) -> dict[str, Any]:
+    """Look at a pair without mapping it. The arguments are those of a prediction.
+
+    Returns:
+        JSON-able: ``usable`` (False where a prediction would fail), ``problems`` ({fatal, found, remedy}, the fatal
+        ones first), ``before`` and ``after`` (what each image is; None where it cannot be opened), and, where the two
+        belong together, ``grid`` ({crs, height, width, pixel_m, bounds_wgs84}), ``windows``, ``overlap`` (share of the
+        grid that both cover) and ``valid`` (share of what both cover that is valid in both).
+    """
+    problems: Problems = []
+    report: dict[str, Any] = {"usable": False, "problems": problems, "before": None, "after": None}
+    report |= {"grid": None, "windows": None, "overlap": None, "valid": None}
+    roles: tuple[Role, Role] = ("optical", "sar") if before_is == "optical" else ("sar", "optical")
+    with ExitStack() as stack:
+        images: dict[Role, Image] = {}
+        samples: list[Floats] = []
+        for name, path, role in (("before", before, roles[0]), ("after", after, roles[1])):
+            with _noting(problems):
+                # The first band, which every image has: that others lack is one problem among several.
+                image = stack.enter_context(open_image(path, (1,)))
+                report[name], images[role], sample = _side(stack, image, role, getattr(info, role), problems)
+                samples.append(sample)
+        if len(samples) == 2:
+            _compare(report["before"], report["after"], samples, problems)
+            with _noting(problems):
+                check_related(images["optical"], images["sar"])
+                grid = _meet(stack, images, choice, report, problems)
+                rows, cols = (starts(size, tile_px, overlap_px) for size in grid.shape)
+                report["windows"] = len(rows) * len(cols)
+                _check_pixel_size(report["grid"]["pixel_m"], info, problems)
+    problems.sort(key=lambda problem: not problem["fatal"])
+    report["usable"] = not any(problem["fatal"] for problem in problems)
+    return report
+
+
+@contextmanager
+def _noting(problems: Problems) -> Iterator[None]:
+    """Make an InputError of the body a problem; its message ends with what to do."""
+    try:
+        yield
+    except InputError as error:
+        found, _, remedy = str(error).rpartition("; ")
+        _note(problems, found, remedy, fatal=True)
+
+
+def _note(problems: Problems, found: str, remedy: str, fatal: bool = False) -> None:
+    problems.append({"fatal": fatal, "found": found, "remedy": remedy})
+
+
+# --- one image -------------------------------------------------------------------------------------------------------
+
+
+def _side(
+    stack: ExitStack, image: Image, role: Role, modality: Modality, problems: Problems
+) -> tuple[Side, Image, Floats]:
+    """What an image is; the image with the bands to read; a sample (C, n) of its pixels, NaN where invalid."""
+    granule = image.granules[0]
+    dataset, place = granule.dataset, granule.place
+    numbers = modality.bands
+    with _noting(problems):
+        for one in image.granules:
+            check_numbers(one.dataset, numbers, one.path)
+    if problems and max(numbers) > dataset.count:
+        numbers = data_bands(dataset)[:3]
+    image = replace(image, numbers=numbers)
+    own = choose_grid([one.place for one in image.granules], image.path, GridChoice()).grid
+    sample = _sample(image.on(stack, own), _spread(own))
+    valid = np.asarray(np.isfinite(sample).all(0))
+    side = {
+        "path": str(image.path),
+        "is": role,
+        "granules": len(image.granules),
+        "height": own.height if len(image.granules) > 1 else place.height,
+        "width": own.width if len(image.granules) > 1 else place.width,
+        "bands": dataset.count,
+        "dtype": dataset.dtypes[0],
+        "crs": None if place.crs is None else place.crs.to_string(),
+        "placed_by": place.by,
+        "pixel_m": _finite(pixel_m(own)),
+        "bounds_wgs84": bounds_wgs84(own),
+        "nodata": _nodata(granule),
+        "invalid": float(1 - valid.mean()),
+        "date": _date(granule),
+        "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
+    }
+    side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
+    _check_values(side, sample, valid, role, modality, problems)
+    return side, image, sample
+
+
+def _spread(grid: Grid) -> list[Window]:
+    """Windows spread over a grid; together they are all of a small one."""
+    rows, cols = (
+        [
+            (start, min(SAMPLE_PX, size))
+            for start in np.unique(np.linspace(0, max(0, size - SAMPLE_PX), SAMPLE, dtype=int))
+        ]
+        for size in grid.shape
+    )
+    return [Window(int(row), int(col), height, width) for row, height in rows for col, width in cols]
+
+
+def _sample(read: Read, windows: list[Window]) -> Floats:
+    """Pixels (C, n) of some windows."""
+    parts = [read(window)[0] for window in windows]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def _nodata(granule: Granule) -> str:
+    """How a file marks invalid pixels."""
+    dataset = granule.dataset
+    ways = [f"value {value:g}" for value in sorted({v for v in dataset.nodatavals if v is not None})]
+    if any("per_dataset" in [flag.name for flag in flags] and "alpha" not in [flag.name for flag in flags]
+           for flags in dataset.mask_flag_enums):  # fmt: skip
+        ways.append("mask band")
+    if alpha_band(dataset):
+        ways.append("alpha")
+    return ", ".join(ways) or "not declared"
+
+
+def _date(granule: Granule) -> str | None:
+    """Day of the image by the name of its file, else by its metadata; None where neither tells."""
+    tags = {**granule.dataset.tags(), **granule.dataset.tags(ns="IMAGERY")}
+    for text in (Path(granule.path).name, *(str(tags[key]) for key in DAY_TAGS if key in tags)):
+        if found := DAY.search(text):
+            try:
+                return date(*map(int, found.groups())).isoformat()
+            except ValueError:  # the 31st of a month of 30 days is no date
+                continue
+    return None
+
+
+def _words(granule: Granule, role: Role) -> set[str]:
+    """What in the name of a file and of its bands speaks for a modality."""
+    dataset = granule.dataset
+    texts = [Path(granule.path).stem, *(text for text in dataset.descriptions if text)]
+    found = {match.group(0) for text in texts for match in WORDS[role].finditer(text.replace("_", " "))}
+    if role == "optical" and "red" in [colour.name for colour in dataset.colorinterp]:
+        found.add("bands red, green, blue")
+    return found
+
+
+def _values(sample: Floats, numbers: tuple[int, ...], dtype: str) -> tuple[list[dict[str, Any]], str]:
+    """Range of each band, and what its numbers look like."""
+    values = []
+    for number, band in zip(numbers, sample, strict=True):
+        if np.isfinite(band).any():
+            low, median, high = (float(v) for v in np.nanpercentile(band, (1, 50, 99)))
+            values.append({"band": number, "low": low, "median": median, "high": high})
+    if not values:
+        return values, "nothing"
+    low, high = min(v["low"] for v in values), max(v["high"] for v in values)
+    if dtype == "uint8":
+        return values, "8-bit"
+    if low < -1 and low > -90 and high < 40:
+        return values, "decibels"
+    if dtype.startswith("float") and low >= 0 and high < 50:
+        return values, "linear"
+    return values, "digital numbers"
+
+
+def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality: Modality, problems: Problems) -> None:
+    """Note values that are unlike those of training, and nodata that nobody declared."""
+    if not valid.any():
+        _note(problems, f"{side['path']}: found no valid pixel in the sample", "check its nodata value", fatal=True)
+        return
+    blank = (sample[:, valid] == 0).all(0).mean()
+    if blank > BLANK and side["nodata"] == "not declared":
+        _note(
+            problems,
+            f"{side['path']}: {blank:.0%} of the pixels are 0 in every band but no nodata is declared, so they count",
+            f"if they are empty, declare it: rio edit-info --nodata 0 {side['path']}",
+        )
+    if len(sample) != modality.channels:
+        return
+    # As the network does: the values as they stand, or in dB where it wants so.
+    if modality.outlying(sample[None, :, :, None]) > FOREIGN:
+        wanted = "decibels" if modality.unit == "dB" else "linear power" if modality.db else modality.unit
+        trained = f"{wanted} from {min(modality.low):g} to {max(modality.high):g}{' dB' if modality.db else ''}"
+        found = f"{side['scale']} from {min(v['low'] for v in side['values']):.4g} to "
+        found += f"{max(v['high'] for v in side['values']):.4g}"
+        _note(
+            problems,
+            f"{side['path']}: {role} values are unlike those of training (found {found}, expected {trained})",
+            _conversion(side["scale"], modality),
+        )
+
+
+def _conversion(scale: str, modality: Modality) -> str:
+    if modality.db and scale == "decibels":
+        return "convert decibels to linear power: 10 ** (x / 10)"
+    if modality.unit == "dB" and scale == "linear":
+        return "convert linear power to decibels: 10 * log10(x)"
+    return "rescale the image as the training data were, or name other weights (--weights)"
+
+
+# --- both images -----------------------------------------------------------------------------------------------------
+
+
+def _compare(before: Side, after: Side, samples: list[Floats], problems: Problems) -> None:
+    """Note a file given twice, and dates or modalities that look exchanged."""
+    one, other = samples
+    same = one.shape[1] == other.shape[1] and np.array_equal(one[0], other[0], equal_nan=True)
+    if os.path.realpath(before["path"]) == os.path.realpath(after["path"]) or same:
+        _note(problems, f"{after['path']}: shows the same as {before['path']}", "name the other date", fatal=True)
+        return
+    if before["date"] and after["date"] and before["date"] > after["date"]:
+        _note(
+            problems,
+            f"{before['path']}: is of {before['date']}, which is after {after['date']} of {after['path']}",
+            "give the earlier one first" + ("" if before["is"] == after["is"] else ", and say --before-is"),
+        )
+    optical, sar = (before, after) if before["is"] == "optical" else (after, before)
+    clues = [
+        f"{side['path']} says {', '.join(side['words'][other])}"
+        for side, role, other in ((optical, "optical", "sar"), (sar, "sar", "optical"))
+        if side["words"][other] and not side["words"][role]
+    ]
+    if optical["scale"] == "decibels":
+        clues.append(f"{optical['path']} has values in decibels")
+    if optical["bands"] < 3 <= sar["bands"]:
+        clues.append(f"{optical['path']} has {optical['bands']} and {sar['path']} has {sar['bands']} bands")
+    if clues:
+        wanted = "sar" if before["is"] == "optical" else "optical"
+        _note(
+            problems,
+            f"{optical['path']}: is taken for optical and {sar['path']} for SAR, but {', '.join(clues)}",
+            f"exchange the two, or say --before-is {wanted}",
+        )
+
+
+def _meet(
+    stack: ExitStack, images: dict[Role, Image], choice: GridChoice, report: dict[str, Any], problems: Problems
+) -> Grid:
+    """Where the two lie on their common grid."""
+    optical, sar = images["optical"], images["sar"]
+    common = choose_grid([granule.place for granule in optical.granules], optical.path, choice)
+    grid = common.grid
+    crs = grid.crs.to_string() if grid.crs else None
+    report["grid"] = {
+        "crs": crs,
+        "height": grid.height,
+        "width": grid.width,
+        "pixel_m": _finite(pixel_m(grid)),
+        "bounds_wgs84": bounds_wgs84(grid),
+    }
+    try:
+        readers = [image.on(stack, grid) for image in (optical, sar)]
+    except InputError:
+        far = _apart(report["before"]["bounds_wgs84"], report["after"]["bounds_wgs84"])
+        if not far:
+            raise
+        report["overlap"] = 0.0
+        _note(problems, f"{sar.path}: {far}", "check that both files show the same place", fatal=True)
+        return grid
+    covered = _covered(optical, grid) & _covered(sar, grid)
+    report["overlap"] = float(covered.mean())
+    windows = _near(covered, grid)
+    good = [readers[0](w)[1] & readers[1](w)[1] & (common.wanted(w) if common.wanted else True) for w in windows]
+    report["valid"] = float(np.mean([part.mean() for part in good])) if good else 0.0
+    if not report["valid"]:
+        _note(
+            problems,
+            f"{optical.path} and {sar.path}: found no pixel valid in both in a sample of where they overlap",
+            "check that both show the same place and what their nodata values are",
+            fatal=True,
+        )
+    elif report["overlap"] < 0.05:
+        _note(
+            problems,
+            f"{sar.path}: covers {report['overlap']:.1%} of the grid",
+            "check that it is the right image; --bounds or --aoi keep the map small",
+        )
+    return grid
+
+
+def _covered(image: Image, grid: Grid) -> Bools:
+    """Which points of a lattice (LATTICE, LATTICE) over a grid an image covers."""
+    cols, rows = (
+        values.ravel()
+        for values in np.meshgrid(*((np.arange(LATTICE) + 0.5) / LATTICE * size for size in grid.shape[::-1]))
+    )
+    inside = np.zeros(cols.shape, bool)
+    for granule in image.granules:
+        place = granule.place
+        at = np.array([cols, rows]) if place.crs is None else pixel_of(at_grid(grid), place, cols, rows)
+        inside |= ((at >= 0) & (at < np.array([[place.width], [place.height]]))).all(0)
+    return inside.reshape(LATTICE, LATTICE)
+
+
+def _near(covered: Bools, grid: Grid) -> list[Window]:
+    """Windows around some of the points of the lattice that are covered, evenly picked."""
+    points = np.argwhere(covered)
+    picked = points[np.unique(np.linspace(0, len(points) - 1, SAMPLE**2, dtype=int))] if len(points) else points
+    windows = []
+    for point in picked:
+        middle = (point + 0.5) / LATTICE * grid.shape
+        height, width = (min(SAMPLE_PX // 2, size) for size in grid.shape)
+        row, col = (
+            int(np.clip(m - s / 2, 0, size - s)) for m, s, size in zip(middle, (height, width), grid.shape, strict=True)
+        )
+        windows.append(Window(row, col, height, width))
+    return windows
+
+
+def _apart(one: NDArray[Any] | None, other: NDArray[Any] | None) -> str:
+    """How far two boxes (west, south, east, north) in degrees are from each other, in words."""
+    if one is None or other is None:
+        return ""
+    (lon1, lat1), (lon2, lat2) = (((w + e) / 2, (s + n) / 2) for w, s, e, n in (one, other))
+    if max(abs(lon1 - lat2), abs(lat1 - lon2)) < 1:
+        return f"lies elsewhere ({lon2:.3f}, {lat2:.3f}): longitude and latitude look exchanged"
+    lon1, lat1, lon2, lat2 = np.radians([lon1, lat1, lon2, lat2])
+    half = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
+    km = 2 * EARTH_KM * np.arcsin(np.sqrt(half))
+    return f"found no overlap: the middles of the two images are {km:,.1f} km apart"
+
+
+def _check_pixel_size(found_m: list[float] | None, info: ModelInfo, problems: Problems) -> None:
+    trained_m = info.optical.gsd_m or info.sar.gsd_m
+    if not (found_m and trained_m):
+        return
+    ratio = float(np.sqrt(found_m[0] * found_m[1])) / trained_m
+    if not 1 / COARSER <= ratio <= COARSER:
+        _note(
+            problems,
+            f"grid: pixels of {found_m[0]:.3g} x {found_m[1]:.3g} m, the weights were trained on {trained_m:g} m",
+            "choose --resolution (in units of the CRS), or other weights",
+        )
+
+
+def _finite(edges: tuple[float, float]) -> list[float] | None:
+    return list(edges) if all(map(np.isfinite, edges)) else None
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """What :func:`inspect_pair` found, as lines for people."""
+    lines = []
+    for name in ("before", "after"):
+        if side := report[name]:
+            lines += [f"{name}: {side['path']}, {side['is']}", *_side_in_words(side)]
+    if grid := report["grid"]:
+        lines.append("map")
+        lines.append(f"  grid      {_size(grid)}, pixels of {_metres(grid['pixel_m'])}, {grid['crs'] or 'no CRS'}")
+        if report["valid"] is not None:
+            lines.append(f"  overlap   {report['overlap']:.1%} of it, of which {report['valid']:.1%} is valid in both")
+        if report["windows"]:
+            lines.append(f"  windows   {report['windows']}")
+    for problem in report["problems"]:
+        lines.append(f"{'error' if problem['fatal'] else 'warning'}: {problem['found']}; {problem['remedy']}")
+    lines.append("hetecd predict would work" if report["usable"] else "hetecd predict would fail")
+    return "\n".join(lines)
+
+
+def _side_in_words(side: Side) -> Iterator[str]:
+    granules = f"{side['granules']} granules, " if side["granules"] > 1 else ""
+    yield f"  size      {granules}{_size(side)}, {side['bands']} x {side['dtype']}"
+    yield f"  place     {side['crs'] or 'no CRS'} by {side['placed_by']}, pixels of {_metres(side['pixel_m'])}"
+    if side["bounds_wgs84"]:
+        west, south, east, north = side["bounds_wgs84"]
+        yield f"  degrees   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north"
+    yield f"  nodata    {side['nodata']}, {side['invalid']:.1%} of the pixels invalid"
+    ranges = "; ".join(f"band {v['band']}: {v['low']:.4g} to {v['high']:.4g}" for v in side["values"])
+    yield f"  values    {side['scale']}, {ranges}"
+    if side["date"]:
+        yield f"  date      {side['date']}"
+
+
+def _size(of: dict[str, Any]) -> str:
+    return f"{of['height']} x {of['width']} px"
+
+
+def _metres(edges: list[float] | None) -> str:
+    return "unknown size" if edges is None else f"{edges[0]:.4g} x {edges[1]:.4g} m"

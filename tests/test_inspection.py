@@ -1,0 +1,233 @@
+"""What two images are and what is wrong with them, said before anything is mapped."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from test_pair import OPTICAL, SAR, UTM, WGS84, save
+
+from hetecd import cli
+from hetecd.config import ModelConfig
+from hetecd.grids import GridChoice
+from hetecd.info import ModelInfo
+from hetecd.inspection import in_words, inspect_pair
+from hetecd.modality import Modality, uint8_modality
+from hetecd.raster import Grid
+
+LINEAR = Modality((1,), (-25.0,), (0.0,), db=True, unit="linear power", gsd_m=10.0)
+INFO = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), LINEAR)
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(1, 256, (3, *OPTICAL.shape)).astype(np.uint8)
+POWER = RNG.exponential(0.1, (1, *SAR.shape)).astype(np.float32)
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A pair with nothing wrong."""
+    return save(tmp_path / "before_20230103.tif", OPTICAL, COLOURS), save(tmp_path / "after_2023-02-05.tif", SAR, POWER)
+
+
+def look(before, after, before_is="optical", info=INFO, **choice):
+    report = inspect_pair(before, after, before_is, info, GridChoice(**choice), 128, 32)
+    json.dumps(report)  # it can be
+    text = in_words(report).splitlines()
+    assert text[-1] == f"hetecd predict would {'work' if report['usable'] else 'fail'}"
+    assert len([line for line in text if line.startswith(("error", "warning"))]) == len(report["problems"])
+    return report
+
+
+def problem(report, *words, fatal):
+    """The one problem; it must say all of the words."""
+    (only,) = report["problems"]
+    for word in words:
+        assert word in only["found"] + "; " + only["remedy"]
+    assert only["fatal"] == fatal
+    assert report["usable"] == (not fatal)
+
+
+def test_a_good_pair(good):
+    report = look(*good)
+    assert report["problems"] == []
+    assert report["usable"]
+    before, after = report["before"], report["after"]
+    assert (before["is"], before["bands"], before["dtype"], before["crs"], before["scale"], before["date"]) == (
+        "optical", 3, "uint8", "EPSG:32633", "8-bit", "2023-01-03",
+    )  # fmt: skip
+    assert (after["is"], after["bands"], after["crs"], after["scale"], after["date"]) == (
+        "sar", 1, "EPSG:4326", "linear", "2023-02-05",
+    )  # fmt: skip
+    assert before["pixel_m"] == pytest.approx([10, 8], rel=1e-3)
+    assert after["pixel_m"] == pytest.approx([9.43, 11.11], rel=1e-3)
+    assert (before["invalid"], after["invalid"]) == (0, 0)
+    assert after["values"][0]["median"] == pytest.approx(np.median(POWER), rel=0.02)
+    assert report["grid"]["crs"] == "EPSG:32633"
+    assert (report["grid"]["height"], report["grid"]["width"]) == OPTICAL.shape
+    assert report["overlap"] > 0.95
+    assert report["valid"] > 0.95
+    assert report["windows"] == 3 * 3
+
+
+def test_overlap_and_nodata_are_measured(tmp_path):
+    plain = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 1000, 1000)
+    optical = save(tmp_path / "a.tif", plain, np.ones((3, *plain.shape), np.uint8) * np.arange(1, 1001, dtype=np.uint8))
+    quarter = Grid(UTM, Affine(10, 0, 505_000, 0, -10, 5_000_000), 1000, 1000)
+    power = RNG.exponential(0.1, (1, *quarter.shape)).astype(np.float32)
+    power[:, :, 100:200] = -9999
+    sar = save(tmp_path / "b.tif", quarter, power, -9999)
+    report = look(optical, sar)
+    assert report["overlap"] == pytest.approx(0.25, abs=0.01)
+    assert report["after"]["nodata"] == "value -9999"
+    assert report["after"]["invalid"] == pytest.approx(0.1, abs=0.05)
+    assert report["valid"] == pytest.approx(0.8, abs=0.1)
+    assert look(optical, sar, resolution=20.0)["grid"]["height"] == 500
+
+
+def test_a_file_that_is_missing_does_not_hide_the_other(good, tmp_path):
+    report = look(tmp_path / "nowhere.tif", good[1])
+    problem(report, "nowhere.tif", "check the path", fatal=True)
+    assert report["before"] is None
+    assert report["after"]["bands"] == 1
+
+
+def test_every_problem_is_told(tmp_path):
+    """No CRS on one side, decibels instead of power, an empty border, a band too few, dates exchanged."""
+    image = COLOURS[:2].copy()
+    image[:, :30] = 0
+    before = save(tmp_path / "20230501.tif", Grid(None, Affine.identity(), *OPTICAL.shape), image)
+    after = save(tmp_path / "20230401.tif", SAR, 10 * np.log10(POWER))
+    report = look(before, after)
+    told = [item["found"] for item in report["problems"]]
+    for words in (
+        "found 2 bands",
+        "found no CRS",
+        "decibels",
+        "no nodata is declared",
+        "is of 2023-05-01, which is after",
+    ):
+        assert sum(words in text for text in told) == 1, words
+    assert len(told) == 5
+    fatal = [item["fatal"] for item in report["problems"]]
+    assert fatal == [True, True, False, False, False]
+
+
+def test_another_place(good, tmp_path):
+    far = save(
+        tmp_path / "far.tif", Grid(WGS84, Affine(0.0001, 0, 18.0, 0, -0.0001, 45.22), 300, 300), POWER[:, :300, :300]
+    )
+    problem(look(good[0], far), "the middles of the two images are 23", "km apart", fatal=True)
+    turned = Grid(WGS84, Affine(0.0001, 0, 45.19, 0, -0.0001, 15.01), 300, 300)
+    swapped = save(tmp_path / "swapped.tif", turned, POWER[:, :300, :300])
+    problem(look(good[0], swapped), "longitude and latitude look exchanged", fatal=True)
+
+
+def test_swapped_dates(good, tmp_path):
+    sar = save(tmp_path / "SAR_20221231.tif", SAR, POWER)
+    problem(look(good[0], sar), "2023-01-03, which is after 2022-12-31", "the earlier one first", fatal=False)
+    assert look(sar, good[0], before_is="sar")["problems"] == []
+
+
+def test_swapped_modalities_by_bands_and_by_names(good, tmp_path):
+    optical, sar = good
+    info = ModelInfo(ModelConfig(optical_channels=1, sar_channels=1), uint8_modality((1,)), uint8_modality((1,)))
+    found = " ".join(item["found"] for item in look(sar, optical, info=info)["problems"])
+    assert "has 1 and" in found
+    with rasterio.open(sar, "r+") as dataset:
+        dataset.set_band_description(1, "Sigma0_VV_db")
+    found = " ".join(item["found"] for item in look(sar, optical, info=info)["problems"])
+    assert "says Sigma0, VV" in found
+    assert not any("is taken for" in item["found"] for item in look(optical, sar, info=info)["problems"])
+    with rasterio.open(optical, "r+") as dataset:
+        dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    found = " ".join(item["found"] for item in look(sar, optical, info=info)["problems"])
+    assert "says bands red, green, blue" in found
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_one_file_twice(good, tmp_path, copied):
+    twin = save(tmp_path / "twin.tif", OPTICAL, COLOURS) if copied else good[0]
+    info = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), uint8_modality((1,)))
+    problem(look(good[0], twin, info=info), "shows the same as", fatal=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "modality", "words"),
+    [
+        (10 * np.log10(POWER), LINEAR, "10 ** (x / 10)"),
+        (POWER, Modality((1,), (-25.0,), (0.0,), unit="dB"), "10 * log10(x)"),
+        (np.clip(POWER * 500, 1, 255).astype(np.uint8), LINEAR, "found 8-bit from"),
+        ((POWER * 1e4).astype(np.uint16) + 1, uint8_modality((1,)), "found digital numbers from"),
+    ],
+)
+def test_values_unlike_those_of_training(good, tmp_path, values, modality, words):
+    sar = save(tmp_path / "other.tif", SAR, values)
+    info = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), modality)
+    problem(look(good[0], sar, info=info), "sar values are unlike those of training", words, fatal=False)
+
+
+def test_nothing_valid(good, tmp_path):
+    report = look(good[0], save(tmp_path / "nan.tif", SAR, POWER * np.nan))
+    assert not report["usable"]
+    assert any("found no valid pixel in the sample" in item["found"] for item in report["problems"])
+
+
+def test_a_sliver_of_overlap(good, tmp_path):
+    east = Grid(WGS84, Affine(0.00012, 0, 15.037, 0, -0.0001, 45.22), *SAR.shape)
+    problem(look(good[0], save(tmp_path / "east.tif", east, POWER)), "of the grid", "--aoi", fatal=False)
+
+
+def test_pixels_of_another_size(good):
+    problem(look(*good, resolution=40.0), "pixels of 40 x 40 m, the weights were trained on 10 m", fatal=False)
+
+
+def test_a_grid_that_cannot_be(good):
+    problem(look(*good, crs="nonsense"), "cannot be brought to nonsense", fatal=True)
+
+
+def test_masks_alpha_and_granules(good, tmp_path):
+    folder = tmp_path / "granules"
+    folder.mkdir()
+    for name, part in (("a", slice(0, 300)), ("b", slice(300, 600))):
+        transform = SAR.transform @ Affine.translation(part.start, 0)
+        save(folder / f"{name}.tif", Grid(WGS84, transform, 500, 300), POWER[:, :, part])
+    report = look(good[0], folder)
+    assert (report["after"]["granules"], report["after"]["height"], report["after"]["width"]) == (2, 500, 600)
+    assert "  size      2 granules, 500 x 600 px" in in_words(report)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(good[1], "r+") as dataset:
+        dataset.write_mask(np.arange(500 * 600).reshape(500, 600) % 2 == 0)
+    report = look(*good)
+    assert report["after"]["nodata"] == "mask band"
+    assert report["after"]["invalid"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_command(good, tmp_path, capsys):
+    """Weights that come along: three 8-bit bands and one."""
+    words = ["inspect", *map(str, good)]
+    assert cli.main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["usable"]
+    assert any("values are unlike" in item["found"] for item in report["problems"])
+    assert cli.main(["inspect", str(good[0]), str(tmp_path / "nowhere.tif")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "hetecd predict would fail"
+
+
+def test_the_real_pair(shared):
+    scene = shared / "data" / "scene_la"
+    info = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), uint8_modality((1,)))
+    report = look(scene / "optical.tif", scene / "sar.tif", info=info)
+    assert report["problems"] == []
+    assert report["overlap"] == pytest.approx(0.914, abs=0.01)
+    assert report["before"]["pixel_m"] == pytest.approx([8.3, 8.3], abs=0.1)  # Mercator's ten are fewer on the ground
+    swapped = look(scene / "sar.tif", scene / "optical.tif", info=info)
+    assert not swapped["usable"]
+    assert any("is taken for optical" in item["found"] for item in swapped["problems"])
+
+
+def test_local_crs(good, tmp_path):
+    local = Grid(CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'), SAR.transform, *SAR.shape)
+    report = look(good[0], save(tmp_path / "local.tif", local, POWER))
+    assert not report["usable"]
+    assert report["after"]["bounds_wgs84"] is None
