@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
+.PHONY: install demo report-picture test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
 	bench-accuracy-torchgeo check format clean
 
 install: .venv/installed
@@ -14,6 +14,10 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python examples/demo.py demo
+
+# The picture of a report in the README, after `make demo`; needs chromium.
+report-picture: install
+	$(BIN)/python examples/screenshot.py demo/map/report.html docs/report.png
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered

@@ -1,8 +1,8 @@
 """The main job in minutes, on data that it makes itself: `make demo`.
 
 Makes synthetic floods, trains the quick recipe on both dates and, as controls, on one date alone, scores all three on
-scenes of other seeds, maps a whole georeferenced scene and draws the picture that opens the README. Every step is a
-command that you can type yourself.
+scenes of other seeds, maps a whole georeferenced scene, makes its report and draws the picture that opens the README.
+Every step is a command that you can type yourself.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
         scores[dates] = json.loads((folder / f"scores_{dates}" / "metrics.json").read_text())
     run("synth", "scene", "-o", scene, "--seed", SCENE_SEED, "--size", 768)
     run("predict", scene / "optical.tif", scene / "sar.tif", "-o", folder / "map",
-        "--weights", folder / "run_both" / "best.safetensors")  # fmt: skip
+        "--weights", folder / "run_both" / "best.safetensors", "--report")  # fmt: skip
     draw(scene, folder / "map", folder / "demo.png")
 
     print(f"\nIoU of the changed class on {scores['both']['tiles']} tiles of scenes never seen in training")
@@ -65,7 +65,8 @@ def main() -> None:
         print(f"  {name:14} {100 * scores[dates]['iou']:5.1f} %")
     if scores["both"]["iou"] <= max(scores["optical"]["iou"] or 0, scores["sar"]["iou"] or 0):
         sys.exit("demo: both dates together are no better than one; something is broken")
-    print(f"picture: {folder / 'demo.png'}   map: {folder / 'map'}   {time.monotonic() - started:.0f} s")
+    print(f"picture: {folder / 'demo.png'}   report: {folder / 'map' / 'report.html'}")
+    print(f"{time.monotonic() - started:.0f} s")
 
 
 def draw(scene: Path, result: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
+from rasterio.transform import Affine
 
 from hetecd.config import Role
 from hetecd.image import granule_files, open_image
@@ -44,7 +45,7 @@ def shrink(image: Floats, factor: int) -> Floats:
         return np.asarray(total / count, np.float32)  # 0 / 0 is NaN
 
 
-def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int) -> Floats:
+def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int, move: Affine | None = None) -> Floats:
     """An image (C, h, w) on a grid, shrunk; never held in memory as a whole.
 
     Optical: up to four bands, as :func:`picture` wants them; SAR: the first.
@@ -54,6 +55,7 @@ def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int) -> Fl
         image_path: what to read; warped as for a prediction where its grid is another.
         is_: what it is an image of.
         factor: edge of the blocks of pixels that become one.
+        move: how it was moved for the prediction, see :func:`hetecd.pair.open_pair`.
 
     Raises:
         InputError: the file is missing or damaged, or shows another place.
@@ -61,7 +63,7 @@ def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int) -> Fl
     first = granule_files(image_path)[0] if os.path.isdir(image_path) else image_path
     with ExitStack() as stack:
         numbers = data_bands(stack.enter_context(open_raster(first)))[: _MOST[is_]]
-        read = stack.enter_context(open_image(image_path, numbers)).on(stack, grid)
+        read = stack.enter_context(open_image(image_path, numbers)).on(stack, grid, move)
         parts = [shrink(read(window)[0], factor) for window in strips(grid, factor)]
     return np.concatenate(parts, axis=1)
 

@@ -69,7 +69,8 @@ def write_report(folder: Path | str, path: Path | str | None = None) -> Path:
     if surveyed:
         shown["probability"] = {"image": _url("png", encode(_levels(surveyed.small), "PNG", zlevel=9))}
     for date, (is_, place) in inputs(results).items():
-        image = _attempt(missing, read_small, results.grid, place, is_, factor)
+        move = results.sar_move if is_ == "sar" else None
+        image = _attempt(missing, read_small, results.grid, place, is_, factor, move)
         if image is not None:
             shown["images"].append({"title": f"{TITLES[is_]}, {date}", "image": _picture_url(image)})
     shown["missing"] = missing
@@ -240,7 +241,7 @@ def _crs(results: Results) -> str:
 def _alignment(found: dict[str, Any] | None) -> str:
     if not found:
         return "not measured"
-    x, y = found.get("shift_px") or (0.0, 0.0)
-    done = "mended" if found.get("moved") else "left as it is"
-    note = f" ({found['note']})" if found.get("note") else ""
-    return f"SAR found shifted by {x:.1f} px in x and {y:.1f} px in y, {done}{note}"
+    x, y = found["shift_px"]
+    turned = f", rotation {found['rotation_deg']:.2f}°, scale {found['scale']:.4f}"
+    done = "moved" if found["moved"] else "not moved"
+    return f"SAR {done}: found {x:+.1f} px to the right, {y:+.1f} px down{turned}; {found['note']}"

@@ -56,6 +56,12 @@ class Results:
     missing: tuple[str, ...] = ()
 
     @property
+    def sar_move(self) -> Affine | None:
+        """How the SAR image was moved, see :func:`hetecd.pair.open_pair`."""
+        found = self.summary.get("alignment") or {}
+        return Affine(*found["sar_move"]) if found.get("moved") else None
+
+    @property
     def threshold(self) -> float:
         """Probability from which the map calls a pixel changed."""
         found = (self.summary.get("settings") or {}).get("threshold", self.tags.get("threshold", 0.5))

@@ -1,6 +1,7 @@
 """What the page says; how it behaves is in test_browser.py."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,9 @@ from hetecd.errors import InputError, OutputError
 from hetecd.raster import read_raster
 from hetecd.report import _levels, _picture_url, facts, page, write_report
 from hetecd.survey import open_results
+
+MOVED = {"sar_move": [1, 0, -12, 0, 1, 7], "shift_px": [12, -7], "rotation_deg": 0, "scale": 1, "moved": True,
+         "note": "clear"}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,6 +71,18 @@ def test_images_are_those_of_the_pair(folder, mapped, tmp_path):
             assert np.ptp(picture[valid], axis=0)[:3].min() > 200
 
 
+def test_a_moved_image_is_shown_where_the_network_saw_it(folder):
+    pictures = []
+    for alignment in (None, MOVED, MOVED | {"moved": False}):
+        change_summary(folder, alignment=alignment)
+        coded = shown(write_report(folder))["images"][1]["image"].split(",")[1]
+        pictures.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(coded))).convert("L")).astype(int))
+    still, moved, left = pictures
+    np.testing.assert_array_equal(still, left)
+    inside = still[7 + 20 : 7 + 90, 20:120], moved[20:90, 12 + 20 : 12 + 120]
+    assert np.abs(inside[0] - inside[1]).mean() < 6 < np.abs(moved - still).mean()
+
+
 def test_levels_of_every_threshold():
     prob = (np.arange(101) / 100).astype(np.float32)
     assert _levels(prob[None])[0].tolist() == [*range(1, 101), 100]
@@ -80,12 +96,15 @@ def test_noise_is_made_coarser_until_it_fits(monkeypatch):
 
 
 def test_facts(folder):
-    change_summary(folder, alignment={"shift_px": [1.5, -2], "moved": True, "note": "clear"}, warnings=["SAR is odd"],
+    change_summary(folder, alignment=MOVED, warnings=["SAR is odd"],
                    weights={"name": "w.safetensors"})  # fmt: skip
     known = dict(facts(open_results(folder)))
     assert known["Before, optical"] == "optical.tif, no date in its tags"
     assert known["Coordinate system"].startswith("EPSG:326")
-    assert known["Alignment"] == "SAR found shifted by 1.5 px in x and -2.0 px in y, mended (clear)"
+    assert (
+        known["Alignment"]
+        == "SAR moved: found +12.0 px to the right, -7.0 px down, rotation 0.00°, scale 1.0000; clear"
+    )
     assert re.fullmatch(r"[\d.]+ x [\d.]+ m", known["Pixel"])
     valid = read_raster(folder / "probability.tif").valid
     assert known["No data"].startswith(f"{100 * (1 - valid.mean()):.1f} %")

@@ -74,7 +74,7 @@ const bounds = L.latLngBounds([0, 0], [data.height, data.width]);
 const nativeZoom = -Math.log2(data.factor); // at which a pixel of the images is one of the screen
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const map = L.map("map", {
-  crs, preferCanvas: true, attributionControl: false, zoomSnap: 0.25, zoomDelta: 0.5, wheelPxPerZoomLevel: 120,
+  crs, preferCanvas: true, attributionControl: false, zoomSnap: 0, zoomDelta: 0.5, wheelPxPerZoomLevel: 120,
   minZoom: -Math.log2(Math.max(data.height, data.width) / 150), maxZoom: 5, maxBounds: bounds.pad(0.5),
   zoomAnimation: false, fadeAnimation: false, inertia: !still, // the clip of the swipe follows a zoom in one step
 });
@@ -387,13 +387,21 @@ function fillPage() {
   byId("footer").textContent = `Made by hetecd ${data.hetecd}. Map drawn with Leaflet ${L.version} (BSD-2-Clause).`;
 }
 
+let whole = true; // until a person goes somewhere, a page that changes its size goes on showing everything
+function showWhole() {
+  map.fitBounds(bounds, { padding: [8, 8], animate: false });
+  whole = true;
+}
+
 fillPage();
-map.fitBounds(bounds, { animate: false });
+map.on("zoomend dragstart", () => (whole = false));
+map.on("resize", () => whole && showWhole());
+showWhole();
 addImages();
 update();
 byId("threshold").addEventListener("input", (event) => { threshold = Number(event.target.value); update(); });
 byId("reset").addEventListener("click", () => { threshold = data.threshold; update(); byId("threshold").focus(); });
-byId("whole").addEventListener("click", () => map.fitBounds(bounds, { animate: false }));
+byId("whole").addEventListener("click", showWhole);
 const toggle = (id, layer) => byId(id).addEventListener("change", (event) => {
   event.target.checked ? layer?.addTo(map) : layer?.remove();
 });
