@@ -120,7 +120,7 @@ def open_results(folder: Path | str) -> Results:
             missing.append(str(error))
     try:
         summary = summary_in(folder)
-        opened.append((_described(summary["grid"]), {}))
+        opened.append((_grid_in(summary), {}))
     except InputError as error:
         missing.append(f"{error}; shown is what the rasters tell")
         summary = {}
@@ -129,8 +129,8 @@ def open_results(folder: Path | str) -> Results:
     return Results(folder, opened[0][0], summary, opened[0][1], tuple(missing))
 
 
-def _described(grid: Mapping[str, Any]) -> Grid:
-    """The grid of a summary."""
+def _grid_in(summary: Mapping[str, Any]) -> Grid:
+    grid = summary["grid"]
     crs = CRS.from_user_input(grid["crs"]) if grid["crs"] else None
     return Grid(crs, Affine(*grid["transform"]), grid["height"], grid["width"])
 
@@ -174,6 +174,10 @@ def summary_in(folder: Path) -> dict[str, Any]:
     lacking = [key for key in _NEEDED if not isinstance(summary, dict) or key not in summary]
     if lacking:
         raise InputError(f"{path}: found no {', '.join(lacking)}, expected a summary of `hetecd predict`")
+    try:
+        _grid_in(summary)
+    except (KeyError, TypeError, ValueError, CRSError) as error:
+        raise InputError(f"{path}: found no grid in it ({one_line(error)}); make the map again") from None
     return summary
 
 

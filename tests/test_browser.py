@@ -105,6 +105,20 @@ def test_the_area_follows_the_slider(page: Chrome, prob: np.ndarray, mapped: Pat
     assert number(by_id(page, "area").text) == pytest.approx(summary["changed_area_m2"] / 1e4, abs=0.005)
 
 
+def test_a_threshold_between_two_steps_is_kept(browser: Chrome, mapped: Path, tmp_path: Path) -> None:
+    """Checkpoints have thresholds such as 0.4375; the map's own figures are shown until somebody moves the slider."""
+    shutil.copytree(mapped, tmp_path / "map")
+    summary = json.loads((mapped / "summary.json").read_text())
+    summary["settings"]["threshold"] = 0.5975
+    (tmp_path / "map" / "summary.json").write_text(json.dumps(summary))
+    show(browser, write_report(tmp_path / "map"))
+    assert by_id(browser, "threshold-value").text == "0.5975"
+    assert f"{summary['changed_pixels']:,} px" in by_id(browser, "area").text
+    assert set_threshold(browser, 1) == pytest.approx(0.61)
+    by_id(browser, "reset").click()
+    assert by_id(browser, "threshold-value").text == "0.5975"
+
+
 def test_what_is_painted_follows_the_slider(page: Chrome, prob: np.ndarray) -> None:
     for steps in (0, 20, -50):
         threshold = set_threshold(page, steps)

@@ -9,10 +9,16 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from scipy import ndimage
 
 from hetecd import cli
 from hetecd.errors import InputError, OutputError
-from hetecd.raster import read_raster
+from hetecd.modality import uint8_modality
+from hetecd.pair import open_pair
+from hetecd.predict import predict_scene
+from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.report import _levels, _picture_url, facts, page, write_report
 from hetecd.survey import open_results
 
@@ -119,6 +125,27 @@ def test_without_coordinates_areas_are_pixels(folder):
     data = shown(write_report(folder))
     assert data["pixel_m"] is None
     assert data["changed_area_m2"] is None
+
+
+@pytest.mark.slow
+def test_a_large_scene_fits_into_five_megabytes(tmp_path):
+    """10,000 x 10,000 px of noise, which is what compresses worst, with tens of thousands of changes."""
+    grid = Grid(CRS.from_epsg(32633), Affine(10, 0, 4e5, 0, -10, 5.4e6), 10_000, 10_000)
+    rng = np.random.default_rng(0)
+    for name, bands in (("optical", 3), ("sar", 1)):
+        tile = rng.integers(1, 255, (bands, 1000, 1000), dtype=np.uint8)
+        write_raster(tmp_path / f"{name}.tif", np.tile(tile, (1, 10, 10)), grid)
+    field = ndimage.gaussian_filter(rng.normal(size=(1024, 1024)), 4)
+    prob = (1 / (1 + np.exp(3 - 2.2 * field / field.std()))).astype(np.float32)
+    modalities = uint8_modality((1, 2, 3)), uint8_modality((1,))
+    with open_pair(tmp_path / "optical.tif", tmp_path / "sar.tif", "optical", *modalities) as pair:
+        predict_scene(pair, lambda optical, sar: np.tile(prob, (len(sar), 1, 1)), tmp_path / "map", tile_px=1024)
+    path = write_report(tmp_path / "map")
+    data = shown(path)
+    assert data["factor"] == 7
+    assert len(data["polygons"]) == 2000
+    assert data["polygons_total"] > 20_000
+    assert path.stat().st_size < 5e6
 
 
 def test_corners_are_limited(folder, monkeypatch):

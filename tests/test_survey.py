@@ -108,6 +108,15 @@ def test_numbers_without_a_summary_are_those_of_the_summary(folder):
     assert {key: summary[key] for key in numbers} == numbers
 
 
+@pytest.mark.parametrize("grid", [None, {}, {"crs": "EPSG:0", "transform": [1] * 6}, {"crs": None, "transform": [1]}])
+def test_a_summary_without_a_grid(folder, grid):
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"grid": grid}))
+    results = open_results(folder)
+    assert "summary.json: found no grid in it" in results.missing[0]
+    assert results.summary == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("", "cannot be read"), ("[]", "found no before"), ("{}", "found no before"), ('{"before": 1}', "found no after")],

@@ -192,7 +192,25 @@ data.polygons.forEach((polygon, k) => {
   polygon.casing = L.polygon(rings, { pane: "outlines", color: "#000", weight: 4, opacity: 0.7, fill: false, interactive: false });
   polygon.line = L.polygon(rings, { pane: "outlines", color: OUTLINE, weight: 2, fillOpacity: 0 });
   polygon.line.on("click", (event) => pick(polygon, event.latlng));
+  const box = polygon.line.getBounds();
+  polygon.across = Math.max(box.getNorth() - box.getSouth(), box.getEast() - box.getWest());
 });
+
+// Seen from far away, outlines as wide as ever would hide what they surround.
+function lineWeight(polygon) {
+  const across = polygon.across * 2 ** map.getZoom();
+  return across > 30 ? 2 : 1;
+}
+
+function weighOutlines() {
+  for (const polygon of data.polygons) {
+    const weight = lineWeight(polygon);
+    if (weight === polygon.weight) continue;
+    polygon.weight = weight;
+    polygon.casing.setStyle({ stroke: weight === 2 });
+    if (polygon !== picked) polygon.line.setStyle({ weight });
+  }
+}
 
 function details(polygon) {
   const box = element("div"), list = element("dl"), now = left(polygon);
@@ -215,7 +233,7 @@ function pick(polygon, at) {
 }
 
 function unpick() {
-  picked?.line.setStyle({ color: OUTLINE, weight: 2 });
+  picked?.line.setStyle({ color: OUTLINE, weight: lineWeight(picked) });
   picked = null;
   markPicked();
 }
@@ -410,6 +428,8 @@ toggle("show-polygons", outlines);
 map.on("mousemove click", showPosition);
 const crisp = () => byId("map").classList.toggle("pixels", map.getZoom() > nativeZoom + 1);
 map.on("zoomend", crisp);
+map.on("zoomend", weighOutlines);
+weighOutlines();
 crisp();
 layOutPaper();
 addEventListener("beforeprint", drawSheet);
