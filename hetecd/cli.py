@@ -11,6 +11,7 @@ import math
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,7 @@ def inspect(args: Namespace) -> int:
 
 def predict(args: Namespace) -> None:
     """Map a pair of rasters, or two folders of tiles."""
+    from hetecd.align import choose_move
     from hetecd.folders import match_tiles
     from hetecd.grids import GridChoice
     from hetecd.image import are_tiles
@@ -124,8 +126,10 @@ def predict(args: Namespace) -> None:
         print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
     else:
         weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
-        about = About(weights, args.tta, args.precision, args.runtime, model=info)
-        with open_pair(args.before, args.after, before_is, info.optical, info.sar, choice=choice) as pair:
+        open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
+        found = choose_move(open_moved, args.align)
+        about = About(weights, args.tta, args.precision, args.runtime, found.summary() if found else None, model=info)
+        with open_moved(found.sar_move if found else None) as pair:
             summary = predict_scene(
                 pair,
                 predictor,
@@ -139,8 +143,8 @@ def predict(args: Namespace) -> None:
                 redo=args.redo,
             )
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
-        found = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
-        print(f"{found}, {summary.polygons} polygons{area}")
+        changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+        print(f"{changed}, {summary.polygons} polygons{area}")
     print(f"written: {args.out}")
     if args.report:
         from hetecd.report import write_report
@@ -167,6 +171,14 @@ def compare(args: Namespace) -> None:
     from hetecd.run_report import write_comparison
 
     print(f"written: {write_comparison(args.runs, args.out, *_tiles_of(args))}")
+
+
+def align(args: Namespace) -> None:
+    """Measure how the SAR image must move to fit the optical one."""
+    from hetecd.align import find_move, opener
+
+    found = find_move(opener(args.before, args.after, args.before_is), args.limit)
+    print(json.dumps(found.summary(), indent=2) if args.json else found)
 
 
 def distances(args: Namespace) -> None:
@@ -283,6 +295,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
+    parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
     parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
     _device_arguments(parser)
 
@@ -304,6 +317,14 @@ def _grid_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--crs", type=str, help="of the map, such as EPSG:32633; default: the optical image's")
     parser.add_argument("--bounds", type=float, nargs=4, help="left bottom right top of the map, in its CRS")
     parser.add_argument("--aoi", type=str, help="file of polygons outside of which nothing is mapped")
+
+
+def _align_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("before", type=str, help="raster of the earlier date")
+    parser.add_argument("after", type=str, help="raster of the later date")
+    parser.add_argument("--before_is", type=Literal["optical", "sar"], default="optical", help="the earlier date")
+    parser.add_argument("--limit", type=int, default=128, help="largest shift searched, px of the optical image")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _distances_arguments(parser: ArgumentParser) -> None:
@@ -371,6 +392,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentPars
     "predict": (predict, _predict_arguments),
     "report": (report, _report_arguments),
     "compare": (compare, _compare_arguments),
+    "align": (align, _align_arguments),
     "distances": (distances, _distances_arguments),
     "calibrate": (calibrate, _calibrate_arguments),
     "convert": (convert, _convert_arguments),
