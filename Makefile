@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install demo report-picture test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
-	bench-accuracy-torchgeo check format clean
+	bench-accuracy-torchgeo bench-align check format clean
 
 install: .venv/installed
 
@@ -67,6 +67,15 @@ bench-accuracy-torchgeo: .venv-torchgeo/installed
 	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check --no-deps torchgeo==0.8.1
 	touch $@
 
+# Registration: make bench-align DATA=scene_la; SimpleITK, for comparison, lives beside.
+bench-align: .venv-simpleitk/installed
+	.venv-simpleitk/bin/python benchmarks/align.py $(if $(DATA),--data $(DATA))
+
+.venv-simpleitk/installed: pyproject.toml constraints.txt benchmarks/simpleitk.txt
+	$(PYTHON) -m venv .venv-simpleitk
+	.venv-simpleitk/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/simpleitk.txt
+	touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -77,4 +86,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-torchgeo demo runs build dist *.egg-info
+	rm -rf .venv .venv-torchgeo .venv-simpleitk demo runs build dist *.egg-info
