@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hetecd.align import AGREE, OpenMoved, find_move
 from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice, choose_grid
@@ -23,7 +25,7 @@ from hetecd.ground import bounds_wgs84, pixel_m
 from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
 from hetecd.modality import FOREIGN, Floats, Modality
-from hetecd.pair import check_related
+from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands
 from hetecd.tiles import Window, starts
@@ -66,11 +68,12 @@ def inspect_pair(
         JSON-able: ``usable`` (False where a prediction would fail), ``problems`` ({fatal, found, remedy}, the fatal
         ones first), ``before`` and ``after`` (what each image is; None where it cannot be opened), and, where the two
         belong together, ``grid`` ({crs, height, width, pixel_m, bounds_wgs84}), ``windows``, ``overlap`` (share of the
-        grid that both cover) and ``valid`` (share of what both cover that is valid in both).
+        grid that both cover), ``valid`` (share of what both cover that is valid in both) and ``alignment`` (how the
+        SAR image lies, as :meth:`hetecd.align.Alignment.summary` has it).
     """
     problems: Problems = []
     report: dict[str, Any] = {"usable": False, "problems": problems, "before": None, "after": None}
-    report |= {"grid": None, "windows": None, "overlap": None, "valid": None}
+    report |= {"grid": None, "windows": None, "overlap": None, "valid": None, "alignment": None}
     roles: tuple[Role, Role] = ("optical", "sar") if before_is == "optical" else ("sar", "optical")
     with ExitStack() as stack:
         images: dict[Role, Image] = {}
@@ -89,6 +92,9 @@ def inspect_pair(
                 rows, cols = (starts(size, tile_px, overlap_px) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)
                 _check_pixel_size(report["grid"]["pixel_m"], info, problems)
+            if not any(problem["fatal"] for problem in problems):
+                open_moved = partial(open_pair, before, after, before_is, info.optical, info.sar, choice=choice)
+                report["alignment"] = _measure_shift(open_moved, problems)
     problems.sort(key=lambda problem: not problem["fatal"])
     report["usable"] = not any(problem["fatal"] for problem in problems)
     return report
@@ -390,6 +396,17 @@ def _check_pixel_size(found_m: list[float] | None, info: ModelInfo, problems: Pr
         )
 
 
+def _measure_shift(open_moved: OpenMoved, problems: Problems) -> dict[str, object]:
+    found = find_move(open_moved)
+    if found.tiles >= AGREE[0] and found.inlier_ratio < AGREE[1]:
+        _note(
+            problems,
+            f"pair: the images hardly show the same structures ({found.inlier_ratio:.0%} of {found.tiles} tiles agree)",
+            "check that both show the same place; where they do, the shift between them stays unknown",
+        )
+    return found.summary()
+
+
 def _finite(edges: tuple[float, float]) -> list[float] | None:
     return list(edges) if all(map(np.isfinite, edges)) else None
 
@@ -410,6 +427,13 @@ def in_words(report: dict[str, Any]) -> str:
             lines.append(f"  overlap   {report['overlap']:.1%} of it, of which {report['valid']:.1%} is valid in both")
         if report["windows"]:
             lines.append(f"  windows   {report['windows']}")
+        if shift := report["alignment"]:
+            known = shift["inlier_ratio"] >= AGREE[1]
+            x, y = shift["shift_px"]
+            found = (
+                f"SAR {x:+.1f} px right, {y:+.1f} px down, {shift['inlier_ratio']:.0%} of {shift['tiles']} tiles agree"
+            )
+            lines.append(f"  shift     {found if known else 'unknown'}; {shift['note']}")
     for problem in report["problems"]:
         lines.append(f"{'error' if problem['fatal'] else 'warning'}: {problem['found']}; {problem['remedy']}")
     lines.append("hetecd predict would work" if report["usable"] else "hetecd predict would fail")

@@ -8,6 +8,7 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
+from rasterio.warp import transform as transform_points
 from test_pair import OPTICAL, SAR, UTM, WGS84, save
 
 from hetecd import cli
@@ -21,8 +22,24 @@ from hetecd.raster import Grid
 LINEAR = Modality((1,), (-25.0,), (0.0,), db=True, unit="linear power", gsd_m=10.0)
 INFO = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), LINEAR)
 RNG = np.random.default_rng(0)
-COLOURS = RNG.integers(1, 256, (3, *OPTICAL.shape)).astype(np.uint8)
-POWER = RNG.exponential(0.1, (1, *SAR.shape)).astype(np.float32)
+
+
+def town(grid):
+    """Blocks of some 100 m, each of its own brightness from 0 to 1, at the pixels (H, W) of a grid."""
+    rows, cols = np.indices(grid.shape) + 0.5
+    x, y = transform_points(grid.crs, UTM, *(v.ravel() for v in grid.transform @ (cols, rows)))
+    table = np.random.default_rng(1).random((64, 64))
+    blocks = (np.array(y) // 83).astype(int) % 64, (np.array(x) // 97).astype(int) % 64
+    return table[blocks].reshape(grid.shape)
+
+
+def power(grid):
+    """SAR of it as linear power: dark where the optical image is bright, with speckle."""
+    return (0.02 + 0.2 * (1 - town(grid)) * RNG.gamma(4, 0.25, grid.shape))[None].astype(np.float32)
+
+
+COLOURS = np.stack([(40 + scale * town(OPTICAL)) for scale in (100, 150, 200)]).astype(np.uint8)
+POWER = power(SAR)
 
 
 @pytest.fixture
@@ -73,11 +90,11 @@ def test_a_good_pair(good):
 
 def test_overlap_and_nodata_are_measured(tmp_path):
     plain = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 1000, 1000)
-    optical = save(tmp_path / "a.tif", plain, np.ones((3, *plain.shape), np.uint8) * np.arange(1, 1001, dtype=np.uint8))
+    optical = save(tmp_path / "a.tif", plain, np.repeat(1 + 200 * town(plain)[None], 3, 0).astype(np.uint8))
     quarter = Grid(UTM, Affine(10, 0, 505_000, 0, -10, 5_000_000), 1000, 1000)
-    power = RNG.exponential(0.1, (1, *quarter.shape)).astype(np.float32)
-    power[:, :, 100:200] = -9999
-    sar = save(tmp_path / "b.tif", quarter, power, -9999)
+    image = power(quarter)
+    image[:, :, 100:200] = -9999
+    sar = save(tmp_path / "b.tif", quarter, image, -9999)
     report = look(optical, sar)
     assert report["overlap"] == pytest.approx(0.25, abs=0.01)
     assert report["after"]["nodata"] == "value -9999"
@@ -124,6 +141,26 @@ def test_another_place(good, tmp_path):
     problem(look(good[0], swapped), "longitude and latitude look exchanged", fatal=True)
 
 
+def test_a_shift_is_measured(good, tmp_path):
+    moved = Grid(WGS84, SAR.transform @ Affine.translation(8, 0), *SAR.shape)
+    report = look(good[0], save(tmp_path / "moved.tif", moved, POWER))
+    assert report["problems"] == []
+    assert report["alignment"]["moved"]
+    # 8 SAR pixels of 9.43 m too far east, on a grid turned by 20 degrees whose pixels are 10 x 8 m
+    assert report["alignment"]["shift_m"] == pytest.approx([-75.4 * np.cos(np.radians(20)), 0], abs=30)
+    assert look(*good)["alignment"]["moved"] is False
+
+
+def test_two_that_show_other_places_under_one_georeference(good, tmp_path):
+    elsewhere = Grid(
+        UTM, Affine.translation(530_000, 5_020_000) @ Affine.rotation(37) @ Affine.scale(9, -11), *SAR.shape
+    )
+    turned = save(tmp_path / "turned.tif", SAR, power(elsewhere))
+    report = look(good[0], turned)
+    problem(report, "the images hardly show the same structures", fatal=False)
+    assert "  shift     unknown; not moved" in in_words(report)
+
+
 def test_swapped_dates(good, tmp_path):
     sar = save(tmp_path / "SAR_20221231.tif", SAR, POWER)
     problem(look(good[0], sar), "2023-01-03, which is after 2022-12-31", "the earlier one first", fatal=False)
@@ -158,7 +195,7 @@ def test_one_file_twice(good, tmp_path, copied):
     [
         (10 * np.log10(POWER), LINEAR, "10 ** (x / 10)"),
         (POWER, Modality((1,), (-25.0,), (0.0,), unit="dB"), "10 * log10(x)"),
-        (np.clip(POWER * 500, 1, 255).astype(np.uint8), LINEAR, "found 8-bit from"),
+        (np.clip(POWER * 800, 1, 255).astype(np.uint8), LINEAR, "found 8-bit from"),
         ((POWER * 1e4).astype(np.uint16) + 1, uint8_modality((1,)), "found digital numbers from"),
     ],
 )
@@ -214,6 +251,7 @@ def test_the_command(good, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "hetecd predict would fail"
 
 
+@pytest.mark.slow
 def test_the_real_pair(shared):
     scene = shared / "data" / "scene_la"
     info = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), uint8_modality((1,)))
