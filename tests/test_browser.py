@@ -248,6 +248,8 @@ def test_a_phone(browser: Chrome, report: Path) -> None:
     popup = browser.find_element(By.CLASS_NAME, "leaflet-popup")
     assert popup.rect["x"] >= 0
     assert popup.rect["x"] + popup.rect["width"] <= PHONE[0]
+    content = browser.find_element(By.CLASS_NAME, "leaflet-popup-content")
+    assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", content)
     assert browser.get_log("browser") == []
 
 
@@ -309,6 +311,12 @@ def test_the_rest_is_shown_where_something_is_missing(case: str, browser: Chrome
     assert len(browser.find_elements(By.ID, "swipe")) == (images == 2)
     assert len(browser.find_elements(By.CSS_SELECTOR, "#map canvas.leaflet-image-layer")) == (case != "probability")
     assert bool(browser.find_elements(By.CSS_SELECTOR, "#largest button")) == (case != "polygons")
+    assert (
+        by_id(browser, "show-probability").is_displayed()
+        == by_id(browser, "ramp").is_displayed()
+        == (case != "probability")
+    )
+    assert by_id(browser, "show-polygons").is_displayed() == (case != "polygons")
     before = by_id(browser, "area").text
     set_threshold(browser, 10)
     assert number(before) > number(by_id(browser, "area").text) > 0

@@ -57,6 +57,19 @@ def test_the_page_holds_everything_itself(folder, capsys):
     assert data["missing"] == data["warnings"] == []
 
 
+def test_predict_makes_the_page_too(decided, mapped, tiles, tmp_path, capsys):
+    pair = [str(mapped.parent / f"{name}.tif") for name in ("optical", "sar")]
+    words = ["--weights", str(decided), "-o", str(tmp_path / "out"), "--report"]
+    assert cli.main(["predict", *pair, *words]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path}/out/report.html\n")
+    data = shown(tmp_path / "out" / "report.html")
+    assert len(data["images"]) == 2
+    assert data["polygons_total"] == len(data["polygons"]) > 0
+    (tmp_path / "out" / "report.html").unlink()
+    assert cli.main(["predict", *(str(tiles / "test" / name) for name in "AB"), *words]) == 1
+    assert "report: found folders of tiles" in capsys.readouterr().err
+
+
 def test_images_are_those_of_the_pair(folder, mapped, tmp_path):
     data = shown(write_report(folder))
     prob = read_raster(mapped / "probability.tif").array[0]

@@ -217,7 +217,7 @@ function details(polygon) {
   const rows = [["Area as mapped", size(polygon.area_m2, polygon.area_px)], ["Pixels", number(polygon.area_px)],
                 ["Mean probability", number(polygon.mean_prob, 2)]];
   if (threshold > data.threshold) rows.push([`From ${shown(threshold)}`, size(now.area_m2, now.pixels)]);
-  rows.push(["Middle", place(polygon.line.getBounds().getCenter())]);
+  rows.push(["Middle", place(polygon.line.getBounds().getCenter()).replace(", ", "\n")]);
   for (const [name, value] of rows) list.append(element("dt", name), element("dd", value));
   box.append(element("strong", `Change ${polygon.number}`), list);
   return box;
@@ -393,6 +393,10 @@ function fillPage() {
   byId("threshold").disabled = !data.histogram && !paint;
   byId("histogram-section").hidden = !data.histogram;
   byId("largest-section").hidden = byId("legend-outline").hidden = data.polygons.length === 0;
+  for (const [id, present] of [["show-probability", paint], ["show-polygons", data.polygons.length]])
+    byId(id).parentElement.hidden = !present;
+  byId("legend").hidden = !paint && data.polygons.length === 0;
+  byId("paint-legend").hidden = !paint;
   byId("ramp").style.background = `linear-gradient(to right, ${COLOURS.map((colour) => `rgb(${colour})`)})`;
   const coarse = data.factor > 1 ? ` Painted from means of ${data.factor} x ${data.factor} pixels; figures count every pixel.` : "";
   byId("legend-paint").textContent = `Painted: from the threshold on.${coarse} Grey beside the images: no data.`;
