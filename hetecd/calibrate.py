@@ -95,7 +95,7 @@ def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD
     ious = _ious(counts)
     best = int(ious.argmax())
     before = int(np.searchsorted(EDGES, _logit(np.array(model.info.threshold))))
-    threshold = _sigmoid(slope * EDGES[best] + offset)
+    threshold = round(_sigmoid(slope * EDGES[best] + offset), 2)  # an edge of the bins of histograms in a summary
     found = Calibrated(slope, offset, threshold, float(ious[best]), float(ious[before]), int(counts.sum()))
     return _folded(model, found), found
 
