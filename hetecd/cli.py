@@ -12,6 +12,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,6 +182,17 @@ def align(args: Namespace) -> None:
     print(json.dumps(found.summary(), indent=2) if args.json else found)
 
 
+def serve(args: Namespace) -> None:
+    """Show the maps in a folder in a browser, and map pairs uploaded there."""
+    if missing := [name for name in ("rio_tiler", "fastapi", "uvicorn") if not find_spec(name)]:
+        raise ConfigError(f"serve: needs {' and '.join(missing)}, not installed; pip install 'hetecd[serve]'")
+    from hetecd.serve import serve as run
+
+    flags = [f"--{key}={args[key]}" for key in ("weights", "device", "precision", "runtime") if args[key]]
+    options = [*flags, *(["--tta"] if args.tta else [])]
+    run(args.folder, args.host, args.port, args.images, args.upload_mb, options)
+
+
 def distances(args: Namespace) -> None:
     """Measure how far apart the features of the two branches are."""
     from hetecd.distances import compare, table
@@ -327,6 +339,18 @@ def _align_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _serve_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, help="holds results, each in a folder of its own")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="address to listen on; default: this machine alone"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 = any that is free")
+    parser.add_argument("--images", type=str, nargs="*", default=[], help="other folders whose images may be shown")
+    parser.add_argument("--upload_mb", type=float, default=2048.0, help="largest file that is taken")
+    parser.add_argument("--weights", type=str, help="for uploads; default: the weights that come with hetecd")
+    _device_arguments(parser)
+
+
 def _distances_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="the network after alignment")
     parser.add_argument("--before", type=str, help="checkpoint to compare with; default: its own initial weights")
@@ -393,6 +417,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentPars
     "report": (report, _report_arguments),
     "compare": (compare, _compare_arguments),
     "align": (align, _align_arguments),
+    "serve": (serve, _serve_arguments),
     "distances": (distances, _distances_arguments),
     "calibrate": (calibrate, _calibrate_arguments),
     "convert": (convert, _convert_arguments),

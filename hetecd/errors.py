@@ -2,6 +2,7 @@
 
     HetecdError
     ├── InputError (ValueError)     a file or argument is not what it must be
+    │   └── AbsentError             what was asked for by its name is not there
     ├── ConfigError (ValueError)    a recipe or setting is wrong
     ├── CheckpointError (ValueError)  a weights file cannot be used
     ├── ExportError (ValueError)    a graph does not compute what the network does
@@ -18,6 +19,10 @@ class HetecdError(Exception):
 
 class InputError(HetecdError, ValueError):
     """A raster, data folder, label or argument is not what it must be."""
+
+
+class AbsentError(InputError):
+    """What was asked for by its name is not there."""
 
 
 class ConfigError(HetecdError, ValueError):

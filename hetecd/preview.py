@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from hetecd.raster import Grid, data_bands, open_raster
 from hetecd.tiles import Window
 
 NODATA = (128, 128, 128)  # in pictures without transparency
-_MOST = {"optical": 4, "sar": 1}  # bands that `picture` knows what to do with
 STRIP_PX = 256  # rows in memory at a time, about
 
 
@@ -45,10 +45,15 @@ def shrink(image: Floats, factor: int) -> Floats:
         return np.asarray(total / count, np.float32)  # 0 / 0 is NaN
 
 
-def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int, move: Affine | None = None) -> Floats:
-    """An image (C, h, w) on a grid, shrunk; never held in memory as a whole.
+def shown_bands(image_path: Path | str, is_: Role) -> tuple[int, ...]:
+    """Numbers of the bands that :func:`picture` wants of an image: up to four of an optical one, the first of SAR."""
+    first = granule_files(image_path)[0] if os.path.isdir(image_path) else image_path
+    with open_raster(first) as dataset:
+        return data_bands(dataset)[: 4 if is_ == "optical" else 1]
 
-    Optical: up to four bands, as :func:`picture` wants them; SAR: the first.
+
+def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int, move: Affine | None = None) -> Floats:
+    """The shown bands of an image (C, h, w) on a grid, shrunk; never held in memory as a whole.
 
     Args:
         grid: of the result.
@@ -60,32 +65,60 @@ def read_small(grid: Grid, image_path: Path | str, is_: Role, factor: int, move:
     Raises:
         InputError: the file is missing or damaged, or shows another place.
     """
-    first = granule_files(image_path)[0] if os.path.isdir(image_path) else image_path
     with ExitStack() as stack:
-        numbers = data_bands(stack.enter_context(open_raster(first)))[: _MOST[is_]]
-        read = stack.enter_context(open_image(image_path, numbers)).on(stack, grid, move)
+        read = stack.enter_context(open_image(image_path, shown_bands(image_path, is_))).on(stack, grid, move)
         parts = [shrink(read(window)[0], factor) for window in strips(grid, factor)]
     return np.concatenate(parts, axis=1)
 
 
-def picture(image: Floats) -> NDArray[np.uint8]:
-    """A raw image (C, H, W), NaN = invalid, as (H, W, 3) uint8: first three bands or grey, stretched 2 to 98 %.
+@dataclass(frozen=True)
+class Stretch:
+    """How raw values become brightness.
 
-    Four bands or more are taken to be blue, green, red, ... as satellites store them.
+    Attributes:
+        log: of the logarithm, as for SAR as power, which would be black.
+        low: value per shown band that becomes 0.
+        high: value per shown band that becomes 255.
     """
-    bands = (2, 1, 0) if len(image) > 3 else (0, 1, 2) if len(image) == 3 else (0, 0, 0)
-    shown = image[list(bands)]
+
+    log: bool
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def stretch(image: Floats) -> Stretch:
+    """Percentiles 2 and 98 of the shown bands of an image (C, H, W), NaN = invalid; for parts of it, too."""
+    shown = _shown(image)
     positive = shown[np.isfinite(shown) & (shown > 0)]
-    if len(image) < 3 and positive.size and np.nanmax(shown) > 20 * np.median(positive):
-        shown = np.log(np.maximum(shown, np.float32(1e-6)))  # SAR as power: a linear stretch would be black
-    out = np.zeros((*image.shape[1:], 3), np.uint8)
-    for k, band in enumerate(shown):
-        seen = band[np.isfinite(band)]
-        if seen.size:
-            low, high = np.percentile(seen, (2, 98))
-            out[..., k] = np.nan_to_num(np.clip((band - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    log = bool(len(image) < 3 and positive.size and np.nanmax(shown) > 20 * np.median(positive))
+    seen = [band[np.isfinite(band)] for band in (_log(shown) if log else shown)]
+    limits = [np.percentile(band, (2, 98)).tolist() if band.size else (0.0, 1.0) for band in seen]
+    low, high = zip(*limits, strict=True)
+    return Stretch(log, low, high)
+
+
+def picture(image: Floats, how: Stretch | None = None) -> NDArray[np.uint8]:
+    """A raw image (C, H, W), NaN = invalid, as (H, W, 3) uint8: first three bands or grey.
+
+    Four bands or more are taken to be blue, green, red, ... as satellites store them. ``how`` is by default that of
+    :func:`stretch` of the image itself.
+    """
+    how, shown = how or stretch(image), _shown(image)
+    low, high = (np.array(values, np.float32)[:, None, None] for values in (how.low, how.high))
+    scaled = ((_log(shown) if how.log else shown) - low) / np.maximum(high - low, np.float32(1e-6))
+    out = np.nan_to_num(np.clip(scaled, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     out[~np.isfinite(image).all(0)] = NODATA
     return out
+
+
+def _shown(image: Floats) -> Floats:
+    """Red, green and blue (3, H, W) of an image."""
+    bands = (2, 1, 0) if len(image) > 3 else (0, 1, 2) if len(image) == 3 else (0, 0, 0)
+    return image[list(bands)]
+
+
+def _log(image: Floats) -> Floats:
+    return np.log(np.maximum(image, np.float32(1e-6)))
 
 
 def encode(image: NDArray[np.uint8], driver: str, **options: Any) -> bytes:

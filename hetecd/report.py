@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hetecd
+from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.files import replacing
 from hetecd.modality import Floats
-from hetecd.preview import encode, picture, read_small, shrink
+from hetecd.preview import Stretch, encode, picture, read_small, shrink, stretch
 from hetecd.results import BINS, bins_of
 from hetecd.survey import (
     Polygons,
@@ -60,23 +61,23 @@ def write_report(folder: Path | str, path: Path | str | None = None) -> Path:
     results = open_results(folder)
     factor = math.ceil(max(results.grid.shape) / PREVIEW_PX)
     missing = list(results.missing)
-    polygons = _attempt(missing, read_polygons, results, POLYGONS)
+    polygons = attempt(missing, read_polygons, results, POLYGONS)
     shapes = polygons.shapes if polygons else np.empty(0, object)
-    surveyed = _attempt(missing, survey, results, shapes, factor)
+    surveyed = attempt(missing, survey, results, shapes, factor)
     if not results.summary:
-        results = replace(results, summary=_attempt(missing, recount, results) or {})
+        results = replace(results, summary=attempt(missing, recount, results) or {})
     shown = view(results, polygons, surveyed, factor)
     if surveyed:
-        shown["probability"] = {"image": _url("png", encode(_levels(surveyed.small), "PNG", zlevel=9))}
+        shown["probability"] = {"image": _url("png", level_image(surveyed.small, 9))}
     for date, (is_, place) in inputs(results).items():
         move = results.sar_move if is_ == "sar" else None
-        image = _attempt(missing, read_small, results.grid, place, is_, factor, move)
+        image = attempt(missing, read_small, results.grid, place, is_, factor, move)
         if image is not None:
-            shown["images"].append({"title": f"{TITLES[is_]}, {date}", "image": _picture_url(image)})
+            shown["images"].append({"title": title_of(is_, date), "image": _picture_url(image)})
     shown["missing"] = missing
     path = Path(path or results.folder / "report.html")
-    with replacing(path) as part:
-        part.write_text(page(shown), encoding="utf-8")
+    with replacing(path) as staged:
+        staged.write_text(page(shown), encoding="utf-8")
     return path
 
 
@@ -147,20 +148,23 @@ def facts(results: Results) -> list[tuple[str, str]]:
     return out
 
 
-def page(shown: dict[str, Any]) -> str:
-    """The HTML page of what :func:`view` gives, with ``images`` and ``probability`` filled in."""
-    scripts = [_part("leaflet/leaflet.js").partition("//# sourceMappingURL")[0], _part("report.js")]
-    styles = [_part("leaflet/leaflet.css"), _part("report.css")]
+def page(shown: dict[str, Any], allow: str = "") -> str:
+    """The HTML page of what :func:`view` gives, with ``images`` and ``probability`` filled in.
+
+    ``allow`` is what the page may load beside what is in it, as :func:`policy` takes it; for tiles.
+    """
+    code = (part("tiles.js") if allow else "") + part("report.js")
+    scripts = [part("leaflet/leaflet.js").partition("//# sourceMappingURL")[0], code]
+    styles = [part("leaflet/leaflet.css"), part("report.css")]
     # In JSON "<" only occurs within strings: written thus, nothing in them can end the element that holds it.
     data = json.dumps(shown, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return Template(_part("report.html")).substitute(
-        policy=_policy(scripts, styles),
-        licence=_part("leaflet/LICENSE"),
-        leaflet_css=styles[0], css=styles[1], leaflet_js=scripts[0], js=scripts[1], data=data,
+    return Template(part("report.html")).substitute(
+        policy=policy(scripts, styles, allow), licence=part("leaflet/LICENSE"), data=data,
+        leaflet_css=styles[0], css=styles[1], leaflet_js=scripts[0], js=scripts[1],
     )  # fmt: skip
 
 
-def _attempt(missing: list[str], read: Callable[..., Any], *given: Any) -> Any:
+def attempt(missing: list[str], read: Callable[..., Any], *given: Any) -> Any:
     """What could be read, or None and a line more in ``missing``."""
     try:
         return read(*given)
@@ -176,7 +180,7 @@ def _polygons(polygons: Polygons, surveyed: Survey | None, results: Results, tol
     while sum(len(ring) for shape in rings for ring in shape) > 2 * CORNERS:
         tolerance_px = max(1.0, 2 * tolerance_px)
         rings = outlines(polygons.shapes, results.grid, tolerance_px)
-    first = int(results.threshold * BINS)  # simplified polygons hold some pixels below the threshold, too
+    bins = polygon_bins(results, surveyed) if surveyed else [None] * len(rings)
     out = []
     for k, shape in enumerate(rings):
         area_m2 = float(polygons.area_m2[k])
@@ -185,24 +189,39 @@ def _polygons(polygons: Polygons, surveyed: Survey | None, results: Results, tol
             "area_m2": None if math.isnan(area_m2) else area_m2,
             "area_px": int(polygons.area_px[k]),
             "mean_prob": round(float(polygons.mean_prob[k]), 4),
-            "bins": surveyed.polygon_pixels[k, first:].tolist() if surveyed else None,
+            "bins": bins[k],
         })  # fmt: skip
     return {"polygons": out, "polygons_total": polygons.total, "tolerance_px": tolerance_px}
 
 
+def polygon_bins(results: Results, surveyed: Survey) -> list[list[int]]:
+    """Pixels of each polygon by bin of probability, from that of the threshold on."""
+    first = int(results.threshold * BINS)  # simplified polygons hold some pixels below the threshold, too
+    return surveyed.polygon_pixels[:, first:].tolist()
+
+
+def level_image(prob: Floats, zlevel: int = 6) -> bytes:
+    """Probability (H, W) as grey PNG: 0 where invalid, else the number of its bin from 1."""
+    return encode(_levels(prob), "PNG", zlevel=zlevel)
+
+
 def _levels(prob: Floats) -> NDArray[np.uint8]:
-    """Probability as grey: 0 where invalid, else the number of its bin from 1."""
     valid = np.isfinite(prob)
     out = np.zeros(prob.shape, np.uint8)
     out[valid] = bins_of(prob[valid]) + 1
     return out
 
 
+def picture_image(image: Floats, how: Stretch, quality: int = 85) -> bytes:
+    """A raw image (C, H, W) as WebP, transparent where invalid."""
+    return encode(np.dstack([picture(image, how), np.isfinite(image).all(0) * np.uint8(255)]), "WEBP", quality=quality)
+
+
 def _picture_url(image: Floats) -> str:
-    """A picture as WebP, transparent where invalid, as good as its share of the page allows."""
-    shown = np.dstack([picture(image), np.isfinite(image).all(0) * np.uint8(255)])
+    """A picture as good as its share of the page allows."""
+    how = stretch(image)
     for quality in (85, 60, 30):
-        coded = encode(shown, "WEBP", quality=quality)
+        coded = picture_image(image, how, quality)
         if len(coded) <= IMAGE_BYTES:
             return _url("webp", coded)
     return _picture_url(shrink(image, 2))
@@ -212,17 +231,23 @@ def _url(kind: str, coded: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(coded).decode()}"
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of the folder ``page``."""
     return PAGE.joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: list[str], styles: list[str]) -> str:
-    """What a browser may do with the page: run these very scripts, show images within it, load nothing."""
+def policy(scripts: list[str], styles: list[str], allow: str = "") -> str:
+    """What a browser may do with a page: run these very scripts, show images within it, load nothing but ``allow``."""
     hashes = [
         " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
         for texts in (scripts, styles)
     ]
-    return f"default-src 'none'; img-src data:; script-src {hashes[0]}; style-src {hashes[1]}"
+    return f"default-src 'none'; script-src {hashes[0]}; style-src {hashes[1]}; {allow or 'img-src data:'}"
+
+
+def title_of(is_: Role, date: str) -> str:
+    """What stands above an image."""
+    return f"{TITLES[is_]}, {date}"
 
 
 def _title(results: Results) -> str:

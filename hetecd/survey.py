@@ -191,7 +191,7 @@ def read_polygons(results: Results, most: int) -> Polygons:
     Raises:
         InputError: the file is missing, damaged or without the layer `change`.
     """
-    listed = [name for name in results.summary.get("outputs", POLYGONS) if name in POLYGONS]
+    listed = [name for name in results.summary.get("outputs", ()) if name in POLYGONS] or POLYGONS
     path = next((results.folder / name for name in listed if (results.folder / name).is_file()), None)
     if path is None:
         raise InputError(f"{results.folder / listed[0]}: no such file")
@@ -199,6 +199,8 @@ def read_polygons(results: Results, most: int) -> Polygons:
     try:
         total = pyogrio.read_info(path, layer="change", force_feature_count=True)["features"]
         meta, _, geometry, columns = pyogrio.raw.read(path, sql=order)
+        if geometry is None:
+            raise ValueError("layer change has no geometry")
         named = dict(zip(meta["fields"], columns, strict=True))
         shapes = _on_grid(shapely.from_wkb(geometry), meta["crs"], results.grid)
         area_m2, area_px, mean_prob = (named[name] for name in ("area_m2", "area_px", "mean_prob"))

@@ -83,32 +83,42 @@ map.getPane("paint").style.pointerEvents = "none";
 if (data.pixel_m) L.control.scale({ imperial: false }).addTo(map);
 
 function pictureLayer(image, pane) {
+  if (image.tiles) return tiledPicture(image, pane);
   return L.imageOverlay(image.image, bounds, { pane, alt: image.title });
 }
 
 // The probability, painted from the threshold on. `read` gives the bin at a map position, from 1; 0 is no data.
 function paintLayer(source) {
-  const canvas = element("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
-  const grey = new Image();
+  if (source.tiles) return tiledPaint(source);
+  const canvas = element("canvas"), grey = new Image();
   let levels = new Uint8Array(0);
   const ready = new Promise((resolve) => (grey.onload = resolve)).then(() => {
     canvas.width = grey.width;
     canvas.height = grey.height;
-    context.drawImage(grey, 0, 0);
-    const rgba = context.getImageData(0, 0, grey.width, grey.height).data;
-    levels = Uint8Array.from({ length: rgba.length / 4 }, (_, k) => rgba[4 * k]);
+    levels = levelsOf(grey);
   });
   grey.src = source.image;
   const layer = L.svgOverlay(canvas, bounds, { pane: "paint", opacity: 0.8 }); // takes any element
-  layer.repaint = () => ready.then(() => {
-    const image = context.createImageData(canvas.width, canvas.height), colours = painted();
-    const pixel = new Uint32Array(image.data.buffer);
-    levels.forEach((level, k) => (pixel[k] = colours[level]));
-    context.putImageData(image, 0, 0);
-  });
+  layer.repaint = () => ready.then(() => paintLevels(canvas, levels));
   layer.read = (row, col) => levels[Math.floor(row / data.factor) * canvas.width + Math.floor(col / data.factor)] || 0;
   layer.canvas = canvas;
   return layer;
+}
+
+function levelsOf(grey) {
+  const { width, height } = grey, canvas = element("canvas", "", { width, height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(grey, 0, 0);
+  const rgba = context.getImageData(0, 0, width, height).data;
+  return Uint8Array.from({ length: rgba.length / 4 }, (_, k) => rgba[4 * k]);
+}
+
+function paintLevels(canvas, levels) {
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(canvas.width, canvas.height);
+  const pixel = new Uint32Array(image.data.buffer), colours = painted();
+  levels.forEach((level, k) => (pixel[k] = colours[level]));
+  context.putImageData(image, 0, 0);
 }
 
 // The colour of each level, as four bytes in one: transparent below the threshold.
@@ -357,12 +367,12 @@ function layOutPaper() {
   };
   const figures = data.images.map((image) =>
     figure(element("img", "", { src: image.image, alt: image.title }), element("figcaption", image.title)));
-  if (paint) figures.push(figure(sheet, element("figcaption", "", { id: "sheet-caption" })));
+  if (paint?.canvas) figures.push(figure(sheet, element("figcaption", "", { id: "sheet-caption" })));
   byId("paper").replaceChildren(...figures);
 }
 
 function drawSheet() {
-  if (!paint) return;
+  if (!paint?.canvas) return;
   const { width, height } = paint.canvas, context = sheet.getContext("2d"), below = byId("paper").querySelector("img");
   Object.assign(sheet, { width, height });
   context.filter = "grayscale(1) brightness(0.6)"; // yellow on white would be lost
@@ -387,6 +397,7 @@ function update() {
 function fillPage() {
   document.title = `${data.title}: change report`;
   byId("title").textContent = data.title;
+  if (data.home) byId("headline").after(element("a", "All results", { href: data.home }));
   const start = changed();
   byId("headline").textContent = start ? `${size(start.area_m2, start.pixels)} changed at a threshold of ${shown(threshold)}` : "";
   byId("reset").textContent = `Back to the map's ${shown(data.threshold)}`;
@@ -437,3 +448,4 @@ weighOutlines();
 crisp();
 layOutPaper();
 addEventListener("beforeprint", drawSheet);
+if (data.bins) loadBins();
