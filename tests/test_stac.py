@@ -106,6 +106,8 @@ def test_the_time_is_that_of_the_images_if_they_tell(tmp_path):
     first = (tmp_path / "a" / "out" / "item.json").read_bytes()
     made(tmp_path / "a", names=names)
     assert (tmp_path / "a" / "out" / "item.json").read_bytes() == first
+    made(tmp_path / "c", names=names)  # the same files elsewhere
+    assert json.loads((tmp_path / "c" / "out" / "item.json").read_text())["id"] == json.loads(first)["id"]
     no_date = ("a_20231399T103629.tif", "b_20230714T103629.tif")
     assert "start_datetime" not in made(tmp_path / "b", names=no_date).properties
 
