@@ -125,6 +125,29 @@ def test_both_dates_land_on_another_grid(pair, choice):
     np.testing.assert_allclose(sar[0][deep], ground(grid)[0][deep], atol=0.06)
 
 
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_windows_of_another_grid_are_bit_identical(data, tmp_path_factory):
+    """Both dates warped: noise with gaps, onto degrees of another shape, within bounds."""
+    folder = tmp_path_factory.getbasetemp() / "another_grid"
+    optical, sar = folder / "optical.tif", folder / "sar.tif"
+    if not folder.exists():
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for path, grid in ((optical, OPTICAL), (sar, SAR)):
+            noise = rng.normal(size=(1, *grid.shape)).astype(np.float32)
+            noise[:, rng.random(grid.shape) < 0.05] = np.nan
+            save(path, grid, noise)
+    choice = GridChoice(crs="EPSG:4326", resolution=0.00015, bounds=(15.005, 45.17, 15.035, 45.195))
+    whole = read(optical, sar, choice=choice)
+    height, width = whole[2].shape
+    row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    window = Window(row, col, data.draw(st.integers(1, height - row)), data.draw(st.integers(1, width - col)))
+    for big, small in zip(whole, read(optical, sar, window, choice=choice), strict=True):
+        expected = big[..., row : row + window.height, col : col + window.width]
+        assert np.array_equal(small, expected, equal_nan=small.dtype != bool)
+
+
 def test_within_bounds_the_optical_image_is_not_resampled(tmp_path):
     image = np.random.default_rng(0).normal(size=PLAIN.shape).astype(np.float32)
     optical = save(tmp_path / "optical.tif", PLAIN, image)
