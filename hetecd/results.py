@@ -3,7 +3,8 @@
 ``summary.json`` is the contract with everything that shows results. Its fields:
 
     hetecd, created      version, time of writing (UTC)
-    before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file
+    before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file,
+                         and of a virtual raster those of its own file, not of what it points to
     weights              {name, path, sha256, scores}: validation scores of the checkpoint; null without a name
     settings             threshold, tile_px, overlap_px, tta, precision, runtime, and of the polygons min_area, simplify
     alignment            null, or how the SAR image was moved
