@@ -24,7 +24,7 @@ test: install
 
 # The page of a report in a real browser: needs chromium and chromedriver (Debian: chromium, chromium-driver).
 test-browser: install
-	$(BIN)/pytest tests/test_browser.py tests/test_serve_browser.py
+	$(BIN)/pytest tests/test_browser.py tests/test_serve_browser.py tests/test_run_report_browser.py
 
 test-slow: install
 	$(BIN)/pytest -m slow

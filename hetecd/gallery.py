@@ -29,6 +29,7 @@ from hetecd.survey import (
     POLYGONS,
     PROBABILITY,
     SUMMARY,
+    Polygons,
     Results,
     inputs,
     is_result,
@@ -40,6 +41,7 @@ from hetecd.survey import (
 
 Layer = Literal["before", "after", "probability"]
 FILES = (CHANGE, PROBABILITY, *POLYGONS, SUMMARY)
+POLYGON_KINDS = {b"SQLite format 3\0": "GeoPackage", b"fgb": "FlatGeobuf", b"{": "GeoJSON"}
 STRETCH_PX = 512  # edge of what brightness is chosen from
 KEPT_TILES = 1000  # some 20 MB
 
@@ -158,7 +160,7 @@ class Gallery:
         """What :func:`hetecd.report.view` gives, with addresses of tiles in place of images."""
         results = self.open(name)
         missing = list(results.missing)
-        polygons = attempt(missing, read_polygons, results, MOST_POLYGONS)
+        polygons = attempt(missing, _polygons, results)
         if not results.summary:
             results = replace(results, summary=attempt(missing, _recount, results.folder, _stamp(results)) or {})
         base = f"/api/results/{quote(name, safe='')}"
@@ -238,6 +240,13 @@ def _factor(grid: Grid) -> int:
     return math.ceil(max(grid.shape) / PREVIEW_PX)
 
 
+def _polygons(results: Results) -> Polygons:
+    for path in (results.folder / name for name in POLYGONS):
+        if path.is_file():
+            check_kind(path, POLYGON_KINDS)
+    return read_polygons(results, MOST_POLYGONS)
+
+
 def _whole(source: _Source, most_px: int) -> Floats:
     return read_whole(source.path, source.bands, source.grid, most_px, source.move)
 
@@ -265,5 +274,5 @@ def _recount(folder: Path, _stamp: tuple[int, ...]) -> dict[str, Any]:
 @functools.lru_cache(16)
 def _bins(folder: Path, _stamp: tuple[int, ...]) -> list[list[int]]:
     results = open_results(folder)
-    shapes = read_polygons(results, MOST_POLYGONS).shapes
+    shapes = _polygons(results).shapes
     return polygon_bins(results, survey(results, shapes, _factor(results.grid)))

@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -61,13 +61,12 @@ class Job:
     received: dict[str, int] = field(default_factory=dict)
 
 
-def check_kind(path: Path) -> None:
-    """Raise InputError unless a file begins like a format that holds all of its pixels itself."""
+def check_kind(path: Path, kinds: Mapping[bytes, str] = KINDS) -> None:
+    """Raise InputError unless a file begins like one of some formats, by default those that hold all their pixels."""
     with path.open("rb") as file:
         start = file.read(16)
-    if not any(start.startswith(mark) for mark in KINDS):
-        kinds = ", ".join(dict.fromkeys(KINDS.values()))
-        raise InputError(f"{path.name}: found none of {kinds}, expected one; convert it to GeoTIFF")
+    if not any(start.startswith(mark) for mark in kinds):
+        raise InputError(f"{path.name}: found none of {', '.join(dict.fromkeys(kinds.values()))}; convert it to one")
 
 
 class Jobs:

@@ -173,10 +173,14 @@ def _drop_layer(path: Path) -> None:
         base.execute("DELETE FROM gpkg_geometry_columns")
 
 
+def _refer(path: Path) -> None:
+    path.write_text("<OGRVRTDataSource><!-- names another file --></OGRVRTDataSource>")
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
-    [("change.gpkg", _truncate), ("change.gpkg", _drop_layer), ("change.gpkg", os.remove), ("summary.json", _truncate),
-     ("probability.tif", os.remove), ("change.tif", os.remove)],
+    [("change.gpkg", _refer), ("change.gpkg", _truncate), ("change.gpkg", _drop_layer), ("change.gpkg", os.remove),
+     ("summary.json", _truncate), ("probability.tif", os.remove), ("change.tif", os.remove)],
 )  # fmt: skip
 def test_the_rest_is_shown(root: Path, file: str, damage: Callable[[Path], None]) -> None:
     damage(root / "one" / file)
