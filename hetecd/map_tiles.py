@@ -24,6 +24,8 @@ from hetecd.modality import Floats
 from hetecd.preview import shrink
 from hetecd.raster import Grid, one_line
 
+warnings.simplefilter("ignore", NoOverviewWarning)  # for good: to catch warnings is not for threads
+
 TILE_PX = 256
 FINER = 4  # how much finer what has no overviews is read, and averaged: GDAL would take single pixels
 
@@ -78,8 +80,7 @@ def _read(
 ) -> Floats:
     """What ``read`` gives of each granule, made one; ``factor`` is how much is shrunk."""
     edge = TILE_PX << levels(grid)  # virtual rasters cannot be read beyond their edge
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoOverviewWarning)
+    with ExitStack() as stack:
         image = stack.enter_context(open_image(path, numbers))
         out = None
         for dataset in image.datasets_on(stack, replace(grid, height=edge, width=edge), move):
