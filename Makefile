@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo report-picture test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-curves bench-accuracy \
+.PHONY: install demo report-picture test test-browser test-slow bench-speed bench-roofline bench-forms bench-loading bench-scene bench-curves bench-accuracy \
 	bench-accuracy-torchgeo bench-align check format clean
 
 install: .venv/installed
@@ -37,6 +37,9 @@ bench-roofline: install
 
 bench-forms: install
 	$(BIN)/python benchmarks/forms.py
+
+bench-scene: install
+	$(BIN)/python benchmarks/scene.py
 
 # These two train on real tiles: make bench-loading DATA=ombria
 bench-loading: install

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +100,21 @@ def inspect(args: Namespace) -> int:
 
 
 def predict(args: Namespace) -> None:
-    """Map a pair of rasters, or two folders of tiles."""
+    """Map a pair of rasters, two folders of tiles, or many pairs."""
+    if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
+        raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
+    if not args.pairs:
+        _predict_pair(args)
+        return
+    from hetecd.batch import read_pairs, run_pairs
+
+    pairs = read_pairs(args.pairs, set(vars(args)) - {"pairs", "out", "redo"})
+    if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row))):
+        raise InputError(f"{args.pairs}: {len(failed)} of {len(pairs)} scenes failed; see {args.out}/status.csv")
+    print(f"{len(pairs)} scenes\nwritten: {args.out}")
+
+
+def _predict_pair(args: Namespace) -> None:
     from hetecd.align import choose_move
     from hetecd.folders import match_tiles
     from hetecd.grids import GridChoice
@@ -299,7 +313,8 @@ def _inspect_arguments(parser: ArgumentParser) -> None:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    _pair_arguments(parser)
+    _pair_arguments(parser, "?")
+    parser.add_argument("--pairs", type=str, help="CSV with columns before, after, perhaps name and flags of one scene")
     parser.add_argument("--out", "-o", type=str, required=True, help="folder for the results")
     parser.add_argument("--threshold", type=float | None, help="probability of a change; default: the checkpoint's")
     parser.add_argument("--batch", type=int | None, help="windows at a time; default: as many as memory allows")
@@ -312,9 +327,10 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     _device_arguments(parser)
 
 
-def _pair_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("before", type=str, help="raster of the earlier date, or a folder of granules or of tiles")
-    parser.add_argument("after", type=str, help="the same of the later date")
+def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
+    what = "raster of the earlier date, or a folder of granules or of tiles"
+    parser.add_argument("before", nargs=nargs, type=str, help=what)
+    parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
     parser.add_argument(
@@ -461,6 +477,16 @@ def _apply_recipe(parser: ArgumentParser, path: str) -> None:
     except ArgumentError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     parser.set_defaults(values)
+
+
+def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
+    """Arguments of `predict` with those of one row of a CSV file in their place."""
+    checker = ArgumentParser(exit_on_error=False)
+    _predict_arguments(checker)
+    try:
+        return checker.parse_object({**vars(args), **row, "pairs": None})
+    except ArgumentError as error:
+        raise InputError(f"{args.pairs}: {' '.join(str(error).split())}") from error
 
 
 def _fill(cls: Any, args: Namespace) -> Any:

@@ -29,7 +29,7 @@ from hetecd.modality import Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
 from hetecd.progress import Progress
 from hetecd.raster import write_raster
-from hetecd.results import About, Count, describe, map_rows, read_summary, tags, warnings_heard, write_summary
+from hetecd.results import About, Count, describe, map_rows, read_summary, tags, write_summary
 from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
 from hetecd.styles import COLOURS, STYLES, write_styles
@@ -124,11 +124,10 @@ def predict_scene(
     description = describe(pair, about, settings)
     made_from = description if about.weights else None
     tally = Tally()
-    with work_in(out_dir, made_from, batch, redo) as work, warnings_heard() as heard:
+    with work_in(out_dir, made_from, batch, redo) as work:
         found = read_summary(description, outputs) if made_from and not redo else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
-            description["warnings"] += heard
             with staging(work.folder) as folder:
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)
@@ -313,5 +312,7 @@ def _classify(probability: Floats, threshold: float, changed: int, invalid: int)
     """Probability (H, W), NaN = invalid, to classes 0, ``changed`` and ``invalid``; numbers of valid and changed."""
     is_invalid = np.isnan(probability)
     is_changed = probability >= threshold
-    classes = np.where(is_invalid, invalid, np.where(is_changed, changed, 0)).astype(np.uint8)
+    classes = is_changed.astype(np.uint8)
+    classes *= np.uint8(changed)
+    classes[is_invalid] = invalid
     return classes, probability.size - int(is_invalid.sum()), int(is_changed.sum())

@@ -32,6 +32,9 @@ from hetecd.tiles import Window
 Bools = NDArray[np.bool_]
 WGS84 = CRS.from_epsg(4326)
 
+# GDAL keeps pixels that it has unpacked; unless told otherwise, in a twentieth of the machine's memory.
+os.environ.setdefault("GDAL_CACHEMAX", "128")  # MB
+
 READING = {  # in force both when a file is opened and when it is read
     # Otherwise a window read through a warp is warped by itself, rounded otherwise than the same part of the whole.
     "GDAL_VRT_WARP_USE_DATASET_RASTERIO": "NO",
@@ -127,6 +130,8 @@ def read_raster(path: Path | str, bands: Sequence[int] = ()) -> Raster:
 
 def to_float32(array: NDArray[Any], valid: Bools) -> Floats:
     """(C, H, W) of any dtype to float32 with NaN where ``valid`` (H, W) is False."""
+    if not valid.any():  # much of a large scene
+        return np.full(array.shape, np.nan, np.float32)
     out = array.astype(np.float32)
     np.copyto(out, np.float32(np.nan), where=~valid)
     return out

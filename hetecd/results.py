@@ -20,12 +20,10 @@ Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no pl
 
 import hashlib
 import json
-import logging
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -43,13 +41,12 @@ from hetecd.info import ModelInfo
 from hetecd.modality import Floats
 from hetecd.pair import Pair
 from hetecd.raster import Bools, Grid
-from hetecd.tiles import BLOCK_PX, Window
-
-log = logging.getLogger("hetecd")
+from hetecd.tiles import Window
 
 BINS = 100
 CLASSES = (0.6, 0.7, 0.8, 0.9)  # where confidence classes end, between the threshold and 1
 EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
+STRIP_ROWS = 64  # rows of a map that are in memory at a time, besides blocks with data
 CELL_PX = 16  # pixels of such a square count with the area of the one in its middle
 
 
@@ -117,23 +114,6 @@ def tags(description: Mapping[str, Any]) -> dict[str, str]:
     if weights := description["weights"]:
         out |= {"weights": weights["name"], "weights_sha256": weights["sha256"] or "unknown"}
     return out | {key: str(value) for key, value in description["settings"].items()}
-
-
-@contextmanager
-def warnings_heard() -> Iterator[list[str]]:
-    """Collect what hetecd warns of meanwhile, for the summary; it is shown all the same."""
-    heard: list[str] = []
-
-    def hear(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            heard.append(record.getMessage())
-        return True
-
-    log.addFilter(hear)
-    try:
-        yield heard
-    finally:
-        log.removeFilter(hear)
 
 
 @dataclass
@@ -242,22 +222,25 @@ def map_rows(blocks: Iterable[tuple[Window, Bools, Floats]], grid: Grid) -> Iter
     done = 0
     for row, beside in groupby(blocks, key=lambda block: block[0].row):
         yield from _no_rows(row - done, grid)
-        rows: tuple[Bools, Floats] | None = None
-        for window, changed, probability in beside:
-            rows = rows or next(_no_rows(window.height, grid))
-            for image, block in zip(rows, (changed, probability), strict=True):
-                image[:, window.col : window.col + window.width] = block
-        assert rows
-        yield rows
-        done = row + len(rows[0])
+        parts = list(beside)
+        height = parts[0][0].height
+        for first in range(0, height, STRIP_ROWS):
+            size = (min(STRIP_ROWS, height - first), grid.width)
+            strip = np.zeros(size, bool), np.zeros(size, np.float32)
+            for window, *images in parts:
+                for target, image in zip(strip, images, strict=True):
+                    target[:, window.col : window.col + window.width] = image[first : first + STRIP_ROWS]
+            yield strip
+        done = row + height
     yield from _no_rows(grid.height - done, grid)
 
 
 def _no_rows(count: int, grid: Grid) -> Iterator[tuple[Bools, Floats]]:
-    """Rows where nothing is; zeros take no memory before something is written there."""
-    for first in range(0, count, BLOCK_PX):
-        size = (min(BLOCK_PX, count - first), grid.width)
-        yield np.zeros(size, bool), np.zeros(size, np.float32)
+    """Rows where nothing is, a strip at a time."""
+    size = (min(STRIP_ROWS, count), grid.width)
+    strip = np.zeros(size, bool), np.zeros(size, np.float32)
+    for first in range(0, count, STRIP_ROWS):
+        yield strip[0][: count - first], strip[1][: count - first]
 
 
 def read_summary(description: Mapping[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
@@ -267,8 +250,7 @@ def read_summary(description: Mapping[str, Any], outputs: Sequence[Path]) -> dic
         found = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    made_from = {key: value for key, value in description.items() if key != "warnings"}  # which come up on the way
-    same = isinstance(found, dict) and found | json.loads(json.dumps(made_from)) == found
+    same = isinstance(found, dict) and found | json.loads(json.dumps(description)) == found
     if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
         return None
     return found

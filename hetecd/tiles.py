@@ -162,6 +162,7 @@ class Stitcher:
         self._joined = np.full((strip_px, self._part.width), np.nan, np.float32)  # strips before the present one
         self._strip = np.full((strip_px, self._part.width), np.nan, np.float32)
         self._strip_is_empty = True
+        self._joined_px = 0  # rows of `_joined` from its first that may hold something
         # Scene row of the first row of both.
         self._top = next(row for row in self._row_shares if row + strip_px > self._part.row)
 
@@ -201,8 +202,11 @@ class Stitcher:
             _blend(self._joined, self._strip, self._row_shares[self._top][:, None])
             self._strip[:] = np.nan
             self._strip_is_empty = True
+            self._joined_px = size_px
         finished = self._joined[max(0, self._part.row - self._top) : done].copy()
-        self._joined[: size_px - done] = self._joined[done:]
-        self._joined[size_px - done :] = np.nan
+        if self._joined_px:
+            self._joined[: size_px - done] = self._joined[done:]
+            self._joined[size_px - done :] = np.nan
+            self._joined_px = max(0, self._joined_px - done)
         self._top = row
         return finished
