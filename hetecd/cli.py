@@ -333,9 +333,7 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
-    parser.add_argument(
-        "--tile", type=int, default=256, help="edge of a window, px; best about that of the training tiles"
-    )
+    parser.add_argument("--tile", type=int, default=256, help="edge of a window, px; best that of the training tiles")
     parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
     _grid_arguments(parser)
 
@@ -413,11 +411,9 @@ def _synth_arguments(parser: ArgumentParser) -> None:
 def _device_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
-        "--precision",
-        type=Literal["auto", "f32", "bf16"],
-        default="auto",
+        "--precision", type=Literal["auto", "f32", "bf16"], default="auto",
         help="auto: bf16 on a GPU, graphs as exported",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
         help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",
