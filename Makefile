@@ -39,7 +39,7 @@ bench-forms: install
 	$(BIN)/python benchmarks/forms.py
 
 bench-scene: install
-	$(BIN)/python benchmarks/scene.py
+	$(BIN)/python benchmarks/scenes.py
 
 # These two train on real tiles: make bench-loading DATA=ombria
 bench-loading: install

@@ -104,14 +104,12 @@ def predict(args: Namespace) -> None:
     if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
         raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
     if not args.pairs:
-        _predict_pair(args)
-        return
+        return _predict_pair(args)
     from hetecd.batch import read_pairs, run_pairs
 
     pairs = read_pairs(args.pairs, set(vars(args)) - {"pairs", "out", "redo"})
     if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row))):
         raise InputError(f"{args.pairs}: {len(failed)} of {len(pairs)} scenes failed; see {args.out}/status.csv")
-    print(f"{len(pairs)} scenes\nwritten: {args.out}")
 
 
 def _predict_pair(args: Namespace) -> None:
@@ -146,17 +144,9 @@ def _predict_pair(args: Namespace) -> None:
         about = About(weights, args.tta, args.precision, args.runtime, found.summary() if found else None, model=info)
         with open_moved(found.sar_move if found else None) as pair:
             summary = predict_scene(
-                pair,
-                predictor,
-                args.out,
-                threshold,
-                args.tile,
-                args.overlap,
-                batch,
-                about=about,
+                pair, predictor, args.out, threshold, args.tile, args.overlap, batch, about=about, redo=args.redo,
                 polygons=PolygonSettings(args.format, args.min_area, args.simplify),
-                redo=args.redo,
-            )
+            )  # fmt: skip
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
         changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
         print(f"{changed}, {summary.polygons} polygons{area}")
@@ -328,8 +318,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 
 
 def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
-    what = "raster of the earlier date, or a folder of granules or of tiles"
-    parser.add_argument("before", nargs=nargs, type=str, help=what)
+    parser.add_argument("before", nargs=nargs, type=str, help="earlier date: raster, or folder of granules or tiles")
     parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
@@ -355,9 +344,7 @@ def _align_arguments(parser: ArgumentParser) -> None:
 
 def _serve_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=str, help="holds results, each in a folder of its own")
-    parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; default: this machine alone"
-    )
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; default: this machine")
     parser.add_argument("--port", type=int, default=8000, help="0 = any that is free")
     parser.add_argument("--images", type=str, nargs="*", default=[], help="other folders whose images may be shown")
     parser.add_argument("--upload_mb", type=float, default=2048.0, help="largest file that is taken")
@@ -388,9 +375,7 @@ def _convert_arguments(parser: ArgumentParser) -> None:
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="file of `train` or `convert`")
-    parser.add_argument(
-        "--out", "-o", type=str, required=True, help="file to write: .onnx, or .xml with a .bin beside it"
-    )
+    parser.add_argument("--out", "-o", type=str, required=True, help="file to write: .onnx, or .xml and its .bin")
     parser.add_argument("--to", type=Literal["onnx", "openvino"], required=True, help="format")
     parser.add_argument("--precision", type=Literal["f32", "bf16", "int8"], default="f32", help="ONNX: f32 only")
     parser.add_argument("--data", type=str, help="tiles for the comparison with torch and the calibration of int8")
@@ -410,10 +395,7 @@ def _synth_arguments(parser: ArgumentParser) -> None:
 
 def _device_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--precision", type=Literal["auto", "f32", "bf16"], default="auto",
-        help="auto: bf16 on a GPU, graphs as exported",
-    )  # fmt: skip
+    parser.add_argument("--precision", type=Literal["auto", "f32", "bf16"], default="auto", help="auto: bf16 on a GPU")
     parser.add_argument(
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
         help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",
@@ -476,13 +458,9 @@ def _apply_recipe(parser: ArgumentParser, path: str) -> None:
 
 
 def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
-    """Arguments of `predict` with those of one row of a CSV file in their place."""
     checker = ArgumentParser(exit_on_error=False)
     _predict_arguments(checker)
-    try:
-        return checker.parse_object({**vars(args), **row, "pairs": None})
-    except ArgumentError as error:
-        raise InputError(f"{args.pairs}: {' '.join(str(error).split())}") from error
+    return checker.parse_object({**vars(args), **row, "pairs": None})
 
 
 def _fill(cls: Any, args: Namespace) -> Any:
