@@ -9,7 +9,6 @@ Take tiles that the weights were not trained on: the held-out ones of a training
 
 import copy
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +92,14 @@ def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD
         raise InputError("calibrate: found no unchanged or no changed pixel, expected both; take more or other tiles")
     slope, offset = platt(counts)
     ious = _ious(counts)
-    best = int(ious.argmax())
-    before = int(np.searchsorted(EDGES, _logit(np.array(model.info.threshold))))
-    threshold = round(_sigmoid(slope * EDGES[best] + offset), 2)  # an edge of the bins of histograms in a summary
-    found = Calibrated(slope, offset, threshold, float(ious[best]), float(ious[before]), int(counts.sum()))
+    # Of two digits: the edges of the bins of histograms in a summary, too.
+    thresholds = np.arange(1, 100) / 100
+    found_ious = ious[_bins((_logit(thresholds) - offset) / slope)]
+    best = int(found_ious.argmax())
+    before = ious[_bins(_logit(np.array(model.info.threshold)))]
+    found = Calibrated(
+        slope, offset, float(thresholds[best]), float(found_ious[best]), float(before), int(counts.sum())
+    )
     return _folded(model, found), found
 
 
@@ -123,6 +126,11 @@ def platt(counts: NDArray[np.float64]) -> tuple[float, float]:
     return max(0.05, float(theta[0])), float(theta[1])
 
 
+def _bins(logits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For each logit the first bin that lies wholly from there on, the last one at most."""
+    return np.minimum(np.searchsorted(EDGES, logits - 1e-9), BINS - 1)
+
+
 def _ious(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """IoU of the changed class (BINS,) if this bin and those above it are mapped as changed."""
     false, hits = counts[:, ::-1].cumsum(1)[:, ::-1]
@@ -132,10 +140,6 @@ def _ious(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def _logit(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     p = np.clip(prob.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def _folded(model: HeteCD, found: Calibrated) -> HeteCD:
