@@ -20,10 +20,12 @@ Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no pl
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -42,6 +44,8 @@ from hetecd.modality import Floats
 from hetecd.pair import Pair
 from hetecd.raster import Bools, Grid
 from hetecd.tiles import Window
+
+log = logging.getLogger("hetecd")
 
 BINS = 100
 CLASSES = (0.6, 0.7, 0.8, 0.9)  # where confidence classes end, between the threshold and 1
@@ -114,6 +118,23 @@ def tags(description: Mapping[str, Any]) -> dict[str, str]:
     if weights := description["weights"]:
         out |= {"weights": weights["name"], "weights_sha256": weights["sha256"] or "unknown"}
     return out | {key: str(value) for key, value in description["settings"].items()}
+
+
+@contextmanager
+def warnings_heard() -> Iterator[list[str]]:
+    """Collect what hetecd warns of meanwhile, for the summary; it is shown all the same."""
+    heard: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            heard.append(record.getMessage())
+        return True
+
+    log.addFilter(hear)
+    try:
+        yield heard
+    finally:
+        log.removeFilter(hear)
 
 
 @dataclass
@@ -250,7 +271,8 @@ def read_summary(description: Mapping[str, Any], outputs: Sequence[Path]) -> dic
         found = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(found, dict) and found | json.loads(json.dumps(description)) == found
+    made_from = {key: value for key, value in description.items() if key != "warnings"}  # which come up on the way
+    same = isinstance(found, dict) and found | json.loads(json.dumps(made_from)) == found
     if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
         return None
     return found

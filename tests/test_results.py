@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import os
 from itertools import product
 
@@ -140,6 +141,28 @@ def test_areas_do_not_depend_on_the_blocks():
     assert sums[0]["pixels"] == sums[1]["pixels"] == sums[2]["pixels"]
     np.testing.assert_allclose(sums[0]["area_m2"], sums[1]["area_m2"], rtol=1e-4)
     np.testing.assert_allclose(sums[0]["area_m2"], sums[2]["area_m2"], rtol=1e-4)
+
+
+def test_warnings_on_the_way_are_in_the_summary(tmp_path, caplog):
+    """Which is nonetheless that of a finished run: nothing is mapped again."""
+    calls = []
+
+    def doubtful(optical, sar):
+        calls.append(1)
+        if len(calls) == 1:
+            logging.getLogger("hetecd").warning("optical: %d %% look strange", 75)
+        return pointwise(optical, sar)
+
+    about = About(describe_weights(__file__, {}), warnings=["said before"])
+    for _ in range(2):
+        with open_pair(*write_files(tmp_path, MERCATOR), "optical", TWO, ONE) as pair:
+            predict_scene(pair, doubtful, tmp_path / "out", about=about)
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["warnings"] == ["said before", "optical: 75 % look strange"]
+    assert len(calls) == 1
+    assert caplog.messages == ["optical: 75 % look strange"]
+    logging.getLogger("hetecd").warning("later")
+    assert summary["warnings"] == ["said before", "optical: 75 % look strange"]
 
 
 def test_inputs_that_are_no_files_have_no_checksum(tmp_path):
