@@ -29,7 +29,7 @@ from hetecd.modality import Floats, Modality, Predictor
 from hetecd.pair import Pair, open_pair
 from hetecd.progress import Progress
 from hetecd.raster import write_raster
-from hetecd.results import About, Count, describe, map_rows, read_summary, tags, write_summary
+from hetecd.results import About, Count, describe, map_rows, read_summary, tags, warnings_heard, write_summary
 from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
 from hetecd.styles import COLOURS, STYLES, write_styles
@@ -117,17 +117,18 @@ def predict_scene(
     out_dir = Path(out_dir)
     names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json", "item.json", *STYLES)
     outputs = tuple(out_dir / name for name in names)
-    _keep_inputs(pair.files, outputs)
+    _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], outputs)
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     about = about or About()
     description = describe(pair, about, settings)
     made_from = description if about.weights else None
     tally = Tally()
-    with work_in(out_dir, made_from, batch, redo) as work:
+    with work_in(out_dir, made_from, batch, redo) as work, warnings_heard() as heard:
         found = read_summary(description, outputs) if made_from and not redo else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
+            description["warnings"] += heard
             with staging(work.folder) as folder:
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)

@@ -16,6 +16,7 @@ from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
 from hetecd.folders import TileFiles
+from hetecd.grids import GridChoice
 from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_folder, predict_scene
@@ -316,6 +317,18 @@ def test_a_scene_does_not_replace_its_inputs(files, tmp_path, which, how, name):
     assert str(out / name) in one_line(error)
     assert os.listdir(out) == [name]
     assert (out / name).read_bytes() == content
+
+
+def test_a_scene_does_not_replace_its_area_of_interest(files, pair, tmp_path):
+    out = tmp_path / "out"
+    predict_scene(pair, pointwise, out)
+    before = {name: (out / name).read_bytes() for name in OUTPUTS}
+    with (
+        open_pair(*files, "optical", TWO, ONE, choice=GridChoice(aoi=out / "change.gpkg")) as part,
+        pytest.raises(InputError, match=r"change.gpkg: found an input there"),
+    ):
+        predict_scene(part, pointwise, out)
+    assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
 
 
 @pytest.mark.parametrize("out", ["A", "B", "label", "link", "A/../B"])
