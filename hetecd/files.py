@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hetecd.errors import InputError, OutputError
@@ -34,10 +34,7 @@ def replacing(path: Path | str, durable: bool = False) -> Iterator[Path]:
     path = Path(path)
     with writing(path), staging(path.parent, path) as folder:
         yield folder / path.name
-        if durable:
-            with open(folder / path.name, "rb") as file:
-                os.fsync(file.fileno())
-        publish([folder / path.name], path.parent)
+        publish([folder / path.name], path.parent, durable)
 
 
 @contextmanager
@@ -111,16 +108,38 @@ def _making(folder: Path | str, result: Path | str) -> Iterator[None]:
         raise
 
 
-def publish(staged: Sequence[Path], folder: Path | str) -> None:
+def publish(staged: Sequence[Path], folder: Path | str, durable: bool = False) -> None:
     """Move finished files into ``folder`` under their own names, each in one step that cannot be seen half done.
+
+    Args:
+        staged: the files, in this order.
+        folder: where to, on the same disk.
+        durable: all are on the disk itself before the first is moved, and each is there under its name before the
+            next: after a power cut what has its name is whole, and where the last one is there, all are.
 
     Raises:
         OutputError: a file cannot be moved.
     """
-    for path in staged:
-        target = Path(folder) / path.name
+    targets = [Path(folder) / path.name for path in staged]
+    if durable:
+        for path, target in zip(staged, targets, strict=True):
+            with writing(target):
+                _sync(path)
+    for path, target in zip(staged, targets, strict=True):
         with writing(target):
             path.replace(target)
+        if durable:
+            with suppress(OSError):  # not every system can do that with a folder
+                _sync(folder)
+
+
+def _sync(path: Path | str) -> None:
+    """Wait until a file, or the names in a folder, are on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ here: the same code serves every runtime. Rasters and polygons are the business 
 :mod:`hetecd.raster` and :mod:`hetecd.vector`, which use rasterio.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from hetecd.cog import read_part, write_cog
 from hetecd.config import IGNORE, Role
 from hetecd.errors import InputError
-from hetecd.files import publish, staging
+from hetecd.files import publish, staging, writing
 from hetecd.flow import behind
 from hetecd.folders import TileFiles
 from hetecd.info import ModelInfo
@@ -34,8 +35,10 @@ from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
 from hetecd.styles import COLOURS, STYLES, write_styles
 from hetecd.tiles import Window, blocks, panels
-from hetecd.vector import PolygonSettings, write_polygons
+from hetecd.vector import DRIVERS, PolygonSettings, write_polygons
 from hetecd.work import Block, Work, work_in
+
+log = logging.getLogger("hetecd")
 
 TILE_INVALID = 127  # in the PNG map of a tile, between 0 (unchanged) and 255 (changed), and declared transparent
 
@@ -95,7 +98,7 @@ def predict_scene(
     Args:
         pair: from :func:`hetecd.pair.open_pair`.
         predictor: see the module.
-        out_dir: made if need be; older results in it are replaced.
+        out_dir: made if need be; older results in it are replaced, and an older report and polygons removed.
         threshold: probability from which a pixel counts as changed.
         tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
         overlap_px: pixels that neighbouring windows share.
@@ -115,9 +118,10 @@ def predict_scene(
     _check_threshold(threshold)
     polygons.check(pair.grid)
     out_dir = Path(out_dir)
-    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "summary.json", "item.json", *STYLES)
+    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "item.json", *STYLES, "summary.json")
     outputs = tuple(out_dir / name for name in names)
-    _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], outputs)
+    outdated = {out_dir / name for name in ("report.html", *(f"change{suffix}" for suffix in DRIVERS))} - {*outputs}
+    _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], [*outputs, *outdated])
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     about = about or About()
@@ -132,7 +136,8 @@ def predict_scene(
             with staging(work.folder) as folder:
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)
-                publish(staged, out_dir)
+                publish(staged, out_dir, durable=True)
+            _remove_outdated(outdated)
     return Summary(
         pixels=found["pixels"],
         valid_pixels=found["valid_pixels"],
@@ -217,10 +222,19 @@ def _finish(
     found = ((window, read_part(change[window]) == 1, read_part(probability[window])) for window in change)
     number = write_polygons(map_rows(count.passing(found), pair.grid), pair.grid, staged[2], polygons)
     numbers = {**count.numbers(), "polygons": number, "outputs": [path.name for path in staged]}
-    summary = write_summary(staged[3], description, numbers, started)
-    write_item(staged[4], summary, pair.grid, staged[2], model)
-    write_styles(staged[5].parent)
+    write_styles(staged[0].parent)
+    summary = write_summary(staged[-1], description, numbers, started)
+    write_item(staged[3], summary, pair.grid, staged[2], model)
     return summary
+
+
+def _remove_outdated(paths: Iterable[Path]) -> None:
+    """Remove what an older run left beside a new map and is not replaced by it."""
+    for path in paths:
+        if path.is_file():
+            with writing(path):
+                path.unlink()
+            log.info("%s: removed, it was of an older map", path)
 
 
 def predict_folder(

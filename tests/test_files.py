@@ -128,6 +128,30 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_after_a_power_cut_the_last_file_is_there_with_all_others(tmp_path: Path, monkeypatch) -> None:
+    """Nothing gets its name before it is on the disk, and no name is followed by another before it is there itself."""
+    steps, names = [], {}
+    sync, move = os.fsync, Path.replace
+
+    def seen_sync(handle: int) -> None:
+        steps.append(names[os.fstat(handle).st_ino])
+        sync(handle)
+
+    def seen_move(self: Path, target: Path) -> Path:
+        steps.append(f"move {self.name}")
+        return move(self, target)
+
+    monkeypatch.setattr(os, "fsync", seen_sync)
+    monkeypatch.setattr(Path, "replace", seen_move)
+    with staging(tmp_path) as stage:
+        for name in "xy":
+            (stage / name).write_text(name)
+        names |= {path.stat().st_ino: f"sync {path.name}" for path in (stage / "x", stage / "y")}
+        names[tmp_path.stat().st_ino] = "sync folder"
+        publish([stage / "x", stage / "y"], tmp_path, durable=True)
+    assert steps == ["sync x", "sync y", "move x", "sync folder", "move y", "sync folder"]
+
+
 def test_durable(tmp_path: Path) -> None:
     with replacing(tmp_path / "x", durable=True) as part:
         part.write_text("whole")

@@ -24,6 +24,7 @@ from hetecd.raster import Grid, open_raster, read_raster, to_float32, write_rast
 from hetecd.results import About
 from hetecd.stream import probability_rows
 from hetecd.tiles import Window, window_rows
+from hetecd.vector import PolygonSettings
 
 OPTICAL = Grid(CRS.from_epsg(32633), Affine(10, 0, 500_000, 0, -10, 5_005_000), 200, 260)
 SAR = Grid(CRS.from_epsg(4326), Affine(0.00012, 0, 14.995, 0, -0.0001, 45.195), 180, 200)
@@ -329,6 +330,25 @@ def test_a_scene_does_not_replace_its_area_of_interest(files, pair, tmp_path):
     ):
         predict_scene(part, pointwise, out)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
+
+
+def test_what_is_outdated_does_not_stay_beside_a_new_map(pair, tmp_path, caplog):
+    predict_scene(pair, pointwise, tmp_path)
+    for name in ("report.html", "notes.txt"):
+        (tmp_path / name).write_text("about the map")
+    before = {*os.listdir(tmp_path)}
+    with caplog.at_level("INFO", "hetecd"):
+        predict_scene(pair, pointwise, tmp_path, polygons=PolygonSettings("fgb"))
+    assert {*os.listdir(tmp_path)} == before - {"change.gpkg", "report.html"} | {"change.fgb"}
+    for name in ("change.gpkg", "report.html"):
+        assert f"{tmp_path / name}: removed, it was of an older map" in caplog.messages
+
+
+def test_a_finished_map_has_its_summary_last(pair, tmp_path):
+    (tmp_path / "summary.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"summary.json"):
+        predict_scene(pair, pointwise, tmp_path)
+    assert {*OUTPUTS} - {*os.listdir(tmp_path)} == set()
 
 
 @pytest.mark.parametrize("out", ["A", "B", "label", "link", "A/../B"])
