@@ -258,6 +258,8 @@ def _choose_tiles(pair: Pair) -> list[Window]:
     """Tiles spread over the scene whose middle is valid in both images."""
     height, width = pair.grid.shape
     edge_px = min(max(min(height, width) // 5, TILE_PX[0]), TILE_PX[1], height, width) // COARSE * COARSE
+    if not edge_px:  # a line of pixels
+        return []
     probe_px = max(edge_px // 4, 1)
     rows, cols = (np.linspace(0, n - edge_px, min(n // edge_px, LATTICE)).astype(int) for n in (height, width))
     places = [(int(row), int(col)) for row in rows for col in cols]
@@ -307,12 +309,14 @@ def _read_around(pair: Pair, tile: Window, margin_px: int) -> tuple[Floats, Floa
 
 
 def _search(seen: _Seen, plane: _Plane) -> _Motion:
-    """The motion for which the tiles speak most, among those that one or two of them propose."""
+    """The motion for which the tiles speak most, among those that one or two of them propose; none if none does."""
     owners, entries = [], []
     for number, surface in enumerate(seen.surfaces):
         tops = peaks(surface, PEAKS, apart_px=3)
         entries += tops
         owners += [number] * len(tops)
+    if not entries:
+        return _Motion()
     steps = seen.steps(np.array(entries, np.float64), plane)
     at = seen.places[owners]
     one, other = np.triu_indices(len(steps), 1)

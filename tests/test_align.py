@@ -185,6 +185,22 @@ def test_too_small_to_tell(scene, tmp_path):
     assert "4 tiles" in found.note
 
 
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (2, 300), (5, 300), (300, 12)])
+def test_a_thin_grid_is_not_moved(tmp_path, size):
+    checks = (np.indices(size).sum(0) // 5 % 2) + 1.0
+    found = find_move(images(tmp_path, checks, checks).opener())
+    assert found.sar_move == STILL
+    assert "not moved: 4 tiles" in found.note
+
+
+def test_nothing_is_moved_where_no_place_fits(tmp_path):
+    """Everywhere the edges of the one image lie across those of the other."""
+    x, y = np.meshgrid(np.arange(200) - 100.5, np.arange(200) - 100.5)
+    found = find_move(images(tmp_path, np.hypot(x, y), np.arctan2(y, x) + 4).opener(), 8)
+    assert found.sar_move == STILL
+    assert "unsure" in found.note
+
+
 def test_beyond_the_limit(files):
     assert not find_move(files.opener(Affine.translation(40, 0)), 12).moved
     assert find_move(files.opener(Affine.translation(10, 0)), 12).moved
