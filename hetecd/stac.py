@@ -1,7 +1,7 @@
 """A map as an item of a SpatioTemporal Asset Catalog: where it lies, of when, its files, and the model that made it.
 
 STAC 1.1 with the extensions projection 2.0, file 2.1, classification 2.0 and, where the weights are known, MLM 1.4
-(machine learning model). Paths of results are relative to the item, those of inputs and weights as they were given.
+(machine learning model). Paths of results are relative to the item, those of inputs and weights absolute.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def _model(summary: Mapping[str, Any], model: ModelInfo | None) -> dict[str, Any
         "mlm:name": weights["name"],
         "mlm:architecture": "HeteCD",
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": FRAMEWORKS[Path(weights["name"]).suffix],
+        "mlm:framework": FRAMEWORKS.get(Path(weights["name"]).suffix.lower(), "PyTorch"),
         "mlm:input": [_input("optical", model.optical, size), _input("sar", model.sar, size)],
         "mlm:output": [output],
         "mlm:hyperparameters": dict(settings),

@@ -87,6 +87,14 @@ def test_the_model_in_it(tmp_path, weights):
     assert model.hyperparameters.to_dict()["tta"] is True
 
 
+@pytest.mark.parametrize(
+    ("name", "framework"), [("best", "PyTorch"), ("NET.SAFETENSORS", "PyTorch"), ("a.ONNX", "ONNX")]
+)
+def test_weights_may_have_any_name(tmp_path, weights, name, framework):
+    item = made(tmp_path / "a", about=About(weights | {"name": name}, model=MODEL))
+    assert MLMExtension.ext(item).framework == framework
+
+
 def test_without_weights_there_is_no_model(tmp_path):
     item = made(tmp_path / "a", settings=PolygonSettings("geojson"))
     check_core(item)
