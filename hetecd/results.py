@@ -301,7 +301,9 @@ def write_summary(
 
 
 def _input(path: Path | str) -> dict[str, Any]:
-    """Name, size and checksum; null for a URL or whatever else is no file or folder of files of this machine."""
+    """Path, size and checksum; null for a URL or whatever else is no file or folder of files of this machine."""
+    if os.path.exists(path):
+        path = os.path.abspath(path)  # the results are also read from other folders than this one
     if os.path.isdir(path):
         granules = granule_files(path)
         listing = "".join(f"{sha256(file)}  {file.name}\n" for file in granules)  # as sha256sum prints it

@@ -165,6 +165,20 @@ def test_warnings_on_the_way_are_in_the_summary(tmp_path, caplog):
     assert summary["warnings"] == ["said before", "optical: 75 % look strange"]
 
 
+def test_inputs_are_found_from_any_folder(tmp_path, monkeypatch):
+    """By the results, and by a run that goes on or finds the scene finished."""
+    (tmp_path / "below").mkdir()
+    files = write_files(tmp_path, MERCATOR)
+    about, windows = About(describe_weights(__file__, {})), []
+    for folder in (tmp_path, tmp_path / "below"):
+        monkeypatch.chdir(folder)
+        with open_pair(*(os.path.relpath(path) for path in files), "optical", TWO, ONE) as pair:
+            windows.append(predict_scene(pair, pointwise, tmp_path / "out", about=about).windows)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [summary[date]["path"] for date in ("before", "after")] == [str(path) for path in files]
+    assert windows[0] > windows[1] == 0
+
+
 def test_inputs_that_are_no_files_have_no_checksum(tmp_path):
     write_files(tmp_path, MERCATOR)
     name = "GTIFF_DIR:1:" + str(tmp_path / "optical.tif")
