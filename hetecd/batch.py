@@ -13,6 +13,7 @@ from hetecd.raster import FOR_GDAL
 log = logging.getLogger("hetecd")
 
 REQUIRED = ("before", "after")
+FILES = (*REQUIRED, "aoi", "weights")
 STATUS = ("name", "status", "message", *REQUIRED)
 
 
@@ -20,7 +21,7 @@ def read_pairs(path: Path | str, settings: Iterable[str] = ()) -> dict[str, dict
     """Rows of a CSV file with a header: columns ``before`` and ``after``, optional ``name`` and any of the settings.
 
     Args:
-        path: the file. Relative names in it are relative to its folder.
+        path: the file. Relative names of files in it (columns ``FILES``) are relative to its folder.
         settings: columns that may be there; an empty cell says nothing.
 
     Returns:
@@ -47,7 +48,7 @@ def read_pairs(path: Path | str, settings: Iterable[str] = ()) -> dict[str, dict
         if None in row or None in row.values() or not all(row[name] for name in REQUIRED):
             raise InputError(f"{path}: found a wrong number of cells or an empty name in line {number}; mend it")
         pair = {key: value for key, value in row.items() if value}
-        pair |= {key: _place(Path(path).parent, pair[key]) for key in REQUIRED}
+        pair |= {key: _place(Path(path).parent, pair[key]) for key in FILES if key in pair}
         name = pair.pop("name", Path(pair["after"]).stem)
         if name in pairs or name != Path(name).name or name in (".", ".."):
             raise InputError(

@@ -24,15 +24,16 @@ def statuses(out):
 
 def test_rows_of_a_csv_file(tmp_path):
     text = (
-        "before, after,name,threshold\na.tif,b.tif,,0.3\nhttps://x.y/a.tif,/vsizip/c.zip/c.tif,third one,\n"
-        "/abs/a.tif,sub/d.tif,,\n"
+        "before, after,name,threshold,aoi,weights\na.tif,b.tif,,0.3,in/city.gpkg,net.safetensors\n"
+        "https://x.y/a.tif,/vsizip/c.zip/c.tif,third one,,,\n/abs/a.tif,sub/d.tif,,,/abs/aoi.gpkg,\n"
     )
     (tmp_path / "pairs.csv").write_text("\ufeff" + text, encoding="utf-8")
-    assert read_pairs(tmp_path / "pairs.csv", ["threshold"]) == {
-        "b": {"before": f"{tmp_path}/a.tif", "after": f"{tmp_path}/b.tif", "threshold": "0.3"},
+    assert read_pairs(tmp_path / "pairs.csv", ["threshold", "aoi", "weights"]) == {
+        "b": {"before": f"{tmp_path}/a.tif", "after": f"{tmp_path}/b.tif", "threshold": "0.3",
+              "aoi": f"{tmp_path}/in/city.gpkg", "weights": f"{tmp_path}/net.safetensors"},
         "third one": {"before": "https://x.y/a.tif", "after": "/vsizip/c.zip/c.tif"},
-        "d": {"before": "/abs/a.tif", "after": f"{tmp_path}/sub/d.tif"},
-    }
+        "d": {"before": "/abs/a.tif", "after": f"{tmp_path}/sub/d.tif", "aoi": "/abs/aoi.gpkg"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
