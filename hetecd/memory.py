@@ -36,6 +36,10 @@ def free_ram_bytes() -> int:
         free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free_bytes if limit == "max" else min(free_bytes, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
+        if limit == "max":
+            return free_bytes
+        kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        given_up = int(kinds["inactive_file"])  # files read a while ago, which count as used until somebody needs it
+        return min(free_bytes, max(0, int(limit) - int(used) + given_up))
+    except (OSError, ValueError, KeyError):
         return free_bytes

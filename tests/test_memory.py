@@ -16,7 +16,10 @@ def test_free_memory_is_what_others_find(monkeypatch, tmp_path):
 def test_a_container_has_less(monkeypatch, tmp_path, limit, expected):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text("100000000\n")
+    (tmp_path / "memory.current").write_text("130000000\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 90000000\nfile 40000000\ninactive_file 30000000\nactive_file 10000000\n"
+    )
     assert free_ram_bytes() == expected or (expected is None and free_ram_bytes() > 200_000_000)
 
 
