@@ -145,7 +145,7 @@ def _predict_pair(args: Namespace) -> None:
         with open_moved(found.sar_move if found else None) as pair:
             summary = predict_scene(
                 pair, predictor, args.out, threshold, args.tile, args.overlap, batch, about=about, redo=args.redo,
-                polygons=PolygonSettings(args.format, args.min_area, args.simplify),
+                polygons=PolygonSettings(args.format, args.min_area, args.simplify), keep_batch=args.batch is None,
             )  # fmt: skip
         area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
         changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"

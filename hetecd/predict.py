@@ -82,6 +82,7 @@ def predict_scene(
     about: About | None = None,
     polygons: PolygonSettings = PolygonSettings(),  # noqa: B008 - frozen
     redo: bool = False,
+    keep_batch: bool = False,
 ) -> Summary:
     """Write the change map of a pair into ``out_dir``, in all the forms in which people use it.
 
@@ -107,6 +108,8 @@ def predict_scene(
         about: what the metadata and the summary say besides, see :mod:`hetecd.results`.
         polygons: their format, and what is left out of them.
         redo: do it all again, whatever is there.
+        keep_batch: a run that goes on takes the batch that it began with, also where ``batch`` is less. Otherwise it
+            takes the lesser one, and its maps are equal to those of an uninterrupted run but for rounding.
 
     Raises:
         InputError: no pixel is valid in both images, a file is damaged, an argument is out of range, a result would
@@ -128,7 +131,7 @@ def predict_scene(
     description = describe(pair, about, settings)
     made_from = description if about.weights else None
     tally = Tally()
-    with work_in(out_dir, made_from, batch, redo) as work, warnings_heard() as heard:
+    with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard() as heard:
         found = read_summary(description, outputs) if made_from and not redo else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)

@@ -41,7 +41,9 @@ class Block:
 
 
 @contextmanager
-def work_in(out_dir: Path, made_from: Mapping[str, Any] | None, batch: int, redo: bool = False) -> Iterator["Work"]:
+def work_in(
+    out_dir: Path, made_from: Mapping[str, Any] | None, batch: int, redo: bool = False, keep_batch: bool = False
+) -> Iterator["Work"]:
     """The unfinished scene of a folder, or a new one; one process at a time. Gone when the body is done.
 
     After a failure the finished blocks are kept for the next run, if it can be known that it is the same.
@@ -52,6 +54,7 @@ def work_in(out_dir: Path, made_from: Mapping[str, Any] | None, batch: int, redo
         batch: windows given to the predictor at a time. A resumed run takes no more than the one before: rounding
             depends on it.
         redo: drop what is there.
+        keep_batch: a resumed run takes as many as the one before, also where ``batch`` is less.
 
     Raises:
         InputError: there is unfinished work of something else, or another process is at work.
@@ -61,7 +64,7 @@ def work_in(out_dir: Path, made_from: Mapping[str, Any] | None, batch: int, redo
         folder = out_dir / FOLDER
         if redo or made_from is None:
             _remove(folder)
-        work = Work(folder, made_from, batch)
+        work = Work(folder, made_from, batch, keep_batch)
         try:
             yield work
         except BaseException:
@@ -80,13 +83,13 @@ class Work:
         done: the finished blocks.
     """
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any] | None, batch: int) -> None:
+    def __init__(self, folder: Path, made_from: Mapping[str, Any] | None, batch: int, keep_batch: bool) -> None:
         self.folder = folder
         self.batch = batch
         self.done: dict[Window, Block] = {}
         self._journal = folder / "journal"
         made_from = json.loads(json.dumps(made_from))
-        if not self._read(made_from):
+        if not self._read(made_from, keep_batch):
             _remove(folder)
             with replacing(self._journal, durable=True) as part:
                 part.write_text(json.dumps({"made_from": made_from, "batch": batch}) + "\n", encoding="utf-8")
@@ -111,21 +114,25 @@ class Work:
             for name, image in images.items():
                 write_part(self._path(name, block.window), image)
         names = list(images) if block.valid_pixels else []
+        self._note({"images": names, **asdict(block)})
+        self.done[block.window] = block
+
+    def _note(self, entry: Mapping[str, Any]) -> None:
+        """Add a line to the journal."""
         with writing(self._journal), open(self._journal, "r+b") as file:
             file.seek(0, os.SEEK_END)
-            file.write(json.dumps({"images": names, **asdict(block)}).encode() + b"\n")
-        self.done[block.window] = block
+            file.write(json.dumps(entry).encode() + b"\n")
 
     def _path(self, name: str, window: Window) -> Path:
         return self.folder / f"{name}_{window.row}_{window.col}.tif"
 
-    def _read(self, made_from: Any) -> bool:
+    def _read(self, made_from: Any, keep_batch: bool) -> bool:
         """Take up the work of an earlier run; False where there is none."""
         if not self._journal.is_file():
             return False
         with writing(self._journal):
             lines = self._journal.read_bytes().splitlines(keepends=True)
-        size = 0
+        size, least = 0, self.batch
         for number, line in enumerate(lines):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
@@ -136,7 +143,8 @@ class Work:
             size += len(line)
             if number == 0:
                 self._check(entry["made_from"], made_from)
-                self.batch = min(self.batch, entry["batch"])
+            if "batch" in entry:
+                least = entry["batch"]
             else:
                 window = Window(**entry.pop("window"))
                 if all(self._path(name, window).is_file() for name in entry.pop("images")):
@@ -145,6 +153,9 @@ class Work:
             os.truncate(self._journal, size)
         for half_made in self.folder.glob(".hetecd-*"):
             shutil.rmtree(half_made, ignore_errors=True)
+        self.batch = least if keep_batch else min(least, self.batch)
+        if self.batch < least:
+            self._note({"batch": self.batch})
         if self.done:
             log.info("%s: goes on after %d finished blocks", self.folder.parent, len(self.done))
         return size > 0

@@ -134,6 +134,27 @@ def test_interrupted_it_computes_only_what_is_missing(files, tmp_path, expected,
     assert len(calls) - before <= (1.35 - share) * all_calls  # what is missing, and up to a block
 
 
+def test_interrupted_it_goes_on_with_its_batch(files, tmp_path):
+    """As memory is scarcer now, unless that is asked for."""
+    seen = []
+
+    def predictor(optical, sar):
+        seen.append(len(optical))
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+        return pointwise(optical, sar)
+
+    def part(batch, keep_batch):
+        seen.clear()
+        with open_pair(*files, "optical", ONE, ONE) as pair:
+            predict_scene(pair, predictor, tmp_path, 0.7, 128, 32, batch, about=ABOUT, keep_batch=keep_batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        part(2, True)
+    part(1, True)
+    assert max(seen) == 2
+
+
 def test_finished_it_is_not_done_again(files, tmp_path, expected):
     def never(optical, sar):
         raise AssertionError("it is finished")

@@ -120,6 +120,22 @@ def test_a_resumed_run_takes_no_larger_batch(tmp_path, first, second, expected):
         assert work.batch == expected
 
 
+def test_a_resumed_run_keeps_its_batch_unless_a_smaller_one_is_asked_for(tmp_path):
+    cut_off(tmp_path, batch=8)
+
+    def resumed(batch, keep_batch):
+        with work_in(tmp_path, MADE_FROM, batch, keep_batch=keep_batch) as work:
+            taken.append(work.batch)
+            raise KeyboardInterrupt
+
+    taken = []
+    for batch, keep_batch in ((4, True), (6, False), (2, False), (4, False), (8, True), (1, True)):
+        with pytest.raises(KeyboardInterrupt):
+            resumed(batch, keep_batch)
+    assert taken == [8, 6, 2, 2, 2, 2]
+    assert cut_off(tmp_path, []) == {block.window for block in BLOCKS}
+
+
 def test_one_at_a_time(tmp_path):
     with work_in(tmp_path, MADE_FROM, 4) as work:
         work.add(BLOCKS[0], {"probability": image(BLOCKS[0])})
