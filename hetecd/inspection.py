@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from hetecd.info import ModelInfo
 from hetecd.modality import FOREIGN, Floats, Modality
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of
-from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands
+from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands, day_of
 from hetecd.tiles import Window, starts
 
 SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
@@ -46,8 +45,6 @@ WORDS: dict[Role, re.Pattern[str]] = {
     "sar": _words_of("vv|vh|hh|hv|sar|sigma0|gamma0|s1[abc]?|sentinel-?1|iceye|capella|umbra|terrasar|radarsat|palsar"),
     "optical": _words_of("rgb|optical|s2[abc]?|sentinel-?2|landsat|planet|pleiades|worldview|red|green|nir"),
 }
-DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_:]?(0[1-9]|1[0-2])[-_:]?(0[1-9]|[12]\d|3[01])(?!\d)")
-DAY_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "SENSING_TIME", "PRODUCT_START_TIME", "TIFFTAG_DATETIME")
 
 Side = dict[str, Any]
 Problems = list[dict[str, Any]]
@@ -147,7 +144,7 @@ def _side(
         "bounds_wgs84": bounds_wgs84(own),
         "nodata": _nodata(granule),
         "invalid": float(1 - valid.mean()),
-        "date": _date(granule),
+        "date": (day_of(granule.dataset, granule.path) or (None,))[0],
         "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
     }
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
@@ -183,18 +180,6 @@ def _nodata(granule: Granule) -> str:
     if alpha_band(dataset):
         ways.append("alpha")
     return ", ".join(ways) or "not declared"
-
-
-def _date(granule: Granule) -> str | None:
-    """Day of the image by the name of its file, else by its metadata; None where neither tells."""
-    tags = {**granule.dataset.tags(), **granule.dataset.tags(ns="IMAGERY")}
-    for text in (Path(granule.path).name, *(str(tags[key]) for key in DAY_TAGS if key in tags)):
-        if found := DAY.search(text):
-            try:
-                return date(*map(int, found.groups())).isoformat()
-            except ValueError:  # the 31st of a month of 30 days is no date
-                continue
-    return None
 
 
 def _words(granule: Granule, role: Role) -> set[str]:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ READING = {  # in force both when a file is opened and when it is read
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
 }
 
+
+DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_:]?(0[1-9]|1[0-2])[-_:]?(0[1-9]|[12]\d|3[01])(?!\d)")
+DAY_TAGS = (
+    "ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "SENSING_TIME", "PRODUCT_START_TIME",
+    "DATE_ACQUIRED", "datetime", "DATE", "TIFFTAG_DATETIME",
+)  # fmt: skip
 
 # Names of no file that GDAL still opens: URLs, its own file systems, parts of containers (GPKG:FILE:TABLE). A single
 # letter before the colon is a drive of Windows.
@@ -177,6 +184,22 @@ def data_bands(dataset: Any) -> tuple[int, ...]:
     """Band numbers from 1 of all bands but alpha."""
     alpha = alpha_band(dataset)
     return tuple(number for number in dataset.indexes if number != alpha) or tuple(dataset.indexes)
+
+
+def day_of(dataset: Any, path: Path | str) -> tuple[str, str] | None:
+    """Day of an open image (ISO 8601) and what says so, its name or a tag; None where nothing does.
+
+    Of the tags the last one, TIFFTAG_DATETIME, often tells when the file was written.
+    """
+    tags = {**dataset.tags(ns="IMAGERY"), **dataset.tags()}
+    sources = {"file name": Path(path).name, **{tag: str(tags[tag]) for tag in DAY_TAGS if tag in tags}}
+    for source, text in sources.items():
+        if found := DAY.search(text):
+            try:
+                return date(*map(int, found.groups())).isoformat(), source
+            except ValueError:  # the 31st of a month of 30 days is no date
+                continue
+    return None
 
 
 def alpha_band(dataset: Any) -> int:

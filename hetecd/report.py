@@ -121,7 +121,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     summary, grid = results.summary, results.grid
     out = []
     for date, (is_, place) in inputs(results).items():
-        taken = f"taken {found}" if (found := date_of(place)) else "no date in its tags"
+        taken = f"taken {found}" if (found := date_of(place)) else "date not known"
         out.append((f"{date.capitalize()}, {TITLES[is_]}", f"{Path(place).name}, {taken}"))
     out.append(("Coordinate system", _crs(results)))
     pixel_m = (summary.get("grid") or {}).get("pixel_m")

@@ -25,16 +25,13 @@ from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.modality import Floats
 from hetecd.preview import shrink, strips
-from hetecd.raster import Grid, grid_of, one_line, open_raster, read_valid
+from hetecd.raster import Grid, day_of, grid_of, one_line, open_raster, read_valid
 from hetecd.results import BINS, Count, bins_of
 from hetecd.vector import DRIVERS
 
 SUMMARY, CHANGE, PROBABILITY = "summary.json", "change.tif", "probability.tif"
 POLYGONS = [f"change{suffix}" for suffix in DRIVERS]  # one of these
 _NEEDED = ("before", "after", "settings", "grid", "pixels", "valid_pixels", "changed_pixels", "histogram")
-# Tags in which sensors and converters note when an image was taken, the most telling first.
-_DATE_TAGS = ("ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "SENSING_TIME", "PRODUCT_START_TIME",
-              "DATE_ACQUIRED", "datetime", "DATE", "TIFFTAG_DATETIME")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -244,13 +241,13 @@ def survey(results: Results, shapes: NDArray[Any], factor: int) -> Survey:
 
 
 def date_of(path: Path | str) -> str | None:
-    """When an image was taken as its tags say, with the name of the tag, for many only know when it was written."""
+    """When an image was taken, with what says so; None where nothing does, or nothing can be read."""
     try:
         with open_raster(path) as dataset:
-            tags = {**dataset.tags(ns="IMAGERY"), **dataset.tags()}
+            found = day_of(dataset, path)
     except InputError:
         return None
-    return next((f"{tags[name]} ({name})" for name in _DATE_TAGS if tags.get(name)), None)
+    return f"{found[0]} ({found[1]})" if found else None
 
 
 def outlines(shapes: NDArray[Any], grid: Grid, tolerance_px: float) -> list[list[list[int]]]:

@@ -118,7 +118,7 @@ def test_facts(folder):
     change_summary(folder, alignment=MOVED, warnings=["SAR is odd"],
                    weights={"name": "w.safetensors"})  # fmt: skip
     known = dict(facts(open_results(folder)))
-    assert known["Before, optical"] == "optical.tif, no date in its tags"
+    assert known["Before, optical"] == "optical.tif, date not known"
     assert known["Coordinate system"].startswith("EPSG:326")
     assert (
         known["Alignment"]

@@ -176,7 +176,7 @@ def test_a_damaged_geopackage(folder):
             read_polygons(results, 10)
 
 
-def test_dates_come_from_tags(tmp_path):
+def test_dates_come_from_names_and_tags(tmp_path):
     path = tmp_path / "image.tif"
     with rasterio.open(
         path, "w", driver="GTiff", width=4, height=4, count=1, dtype="uint8", transform=Affine(2, 0, 0, 0, 2, 0)
@@ -185,8 +185,10 @@ def test_dates_come_from_tags(tmp_path):
     assert date_of(path) is None
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(TIFFTAG_DATETIME="2024:05:06 07:08:09")
-    assert date_of(path) == "2024:05:06 07:08:09 (TIFFTAG_DATETIME)"
+    assert date_of(path) == "2024-05-06 (TIFFTAG_DATETIME)"
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(ACQUISITION_DATE="2024-05-01")
     assert date_of(path) == "2024-05-01 (ACQUISITION_DATE)"
+    named = path.rename(tmp_path / "S2A_MSIL2A_20240430T101031.tif")
+    assert date_of(named) == "2024-04-30 (file name)"
     assert date_of(tmp_path / "none.tif") is None
