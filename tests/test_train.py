@@ -89,8 +89,8 @@ def test_it_learns(tmp_path: Path) -> None:
             before, after = (np.kron(rng.integers(0, 2, (4, 4)), np.ones((16, 16))).astype(np.uint8) for _ in range(2))
             for folder, image in (("A", before * 200), ("B", after * 200), ("label", (before ^ after) * 255)):
                 write_raster(tmp_path / split / folder / f"{i}.png", image, Grid(None, None, 64, 64))
-    config = TrainConfig(epochs=28, batch=4, lr=2e-3, scale=1.0, fca_weight=0.0, normalise="uint8")
-    model = ModelConfig(encoder="mit_b0", width=16, attention="rescaled", dropout=0, drop_path=0, decoder_dropout=0)
+    config = TrainConfig(epochs=16, batch=4, lr=2e-3, scale=1.0, fca_weight=0.0, normalise="uint8")
+    model = ModelConfig("residual_s", width=16, attention="rescaled", dropout=0, drop_path=0, decoder_dropout=0)
     out = tmp_path / "run"
     fit(tmp_path, out, model, config, hardware=CPU)
     rows = _rows(out)
