@@ -32,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 # for their marks up to the first zero byte, which these have early.
 KINDS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "BigTIFF", b"MM\0+": "BigTIFF", b"\x89PNG\r\n\x1a\n\0": "PNG",
          b"\0\0\0\x0cjP  ": "JPEG 2000"}  # fmt: skip
+MARK_BYTES = 16  # more than the longest of them
 BAR = re.compile(r"(\d+) ?% ?\|")  # how a bar on a terminal begins
 MOST_OPEN = 16
 PATIENCE_S = 3600  # without a byte, after which an upload is given up
@@ -64,7 +65,10 @@ class Job:
 def check_kind(path: Path, kinds: Mapping[bytes, str] = KINDS) -> None:
     """Raise InputError unless a file begins like one of some formats, by default those that hold all their pixels."""
     with path.open("rb") as file:
-        start = file.read(16)
+        _check_start(path, file.read(MARK_BYTES), kinds)
+
+
+def _check_start(path: Path, start: bytes, kinds: Mapping[bytes, str] = KINDS) -> None:
     if not any(start.startswith(mark) for mark in kinds):
         raise InputError(f"{path.name}: found none of {', '.join(dict.fromkeys(kinds.values()))}; convert it to one")
 
@@ -122,8 +126,9 @@ class Jobs:
         return self.root / f".hetecd-upload-{job.id}"
 
     def fail(self, job: Job, message: str) -> None:
-        """End a job and remove what it left."""
-        job.state, job.message = "failed", message
+        """End a job and remove what it left; why it ended first stays."""
+        if job.state != "failed":
+            job.state, job.message = "failed", message
         shutil.rmtree(self._stage(job), ignore_errors=True)
 
     async def receive(self, job: Job, date: Date, chunks: AsyncIterator[bytes], announced: int | None) -> None:
@@ -150,14 +155,22 @@ class Jobs:
             with writing(path):
                 path.parent.mkdir(exist_ok=True)
                 _check_space(self.root, announced or 0)
+                start, checked = b"", False
                 with path.open("xb") as file:
                     async for chunk in chunks:
+                        if job.state != "uploading":  # cancelled, or the other date could not be taken
+                            raise InputError(f"upload: {job.name} has ended, {job.message}; start anew")
+                        start += chunk[: MARK_BYTES - len(start)]
+                        if not checked and len(start) == MARK_BYTES:
+                            _check_start(path, start)
+                            checked = True
                         file.write(chunk)
                         job.received[date] += len(chunk)
                         self._touched[job.id] = time.monotonic()
                         if job.received[date] > self.limit_bytes:
                             raise InputError(self._too_large(job.received[date]))
-            check_kind(path)
+            if not checked:  # it is that small
+                _check_start(path, start)
         except BaseException as error:  # a browser that goes away, too
             self.fail(job, str(error) or "the upload was interrupted")
             raise
@@ -212,10 +225,12 @@ class Jobs:
         images = [str(folder / f"{date}.tif") for date in DATES]
         command = [sys.executable, "-m", "hetecd.cli", "predict", *images]
         command += ["-o", str(folder), *self.options, *(["--before-is", job.before_is] if job.before_is else [])]
-        terminal, end = pty.openpty()
-        termios.tcsetwinsize(end, (25, 120))  # no bar is drawn on a terminal without a size
         text = ""
         with self._lock:
+            if job.state != "waiting":  # cancelled since it was taken from the queue
+                raise InputError(job.message)
+            terminal, end = pty.openpty()
+            termios.tcsetwinsize(end, (25, 120))  # no bar is drawn on a terminal without a size
             job.state, self._current = "running", job
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=end)
         os.close(end)

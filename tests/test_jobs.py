@@ -138,6 +138,45 @@ def test_cancelling_ends_uploads_and_predictions(jobs: Jobs, root: Path, pair: t
     assert list(root.iterdir()) == []
 
 
+def test_what_ends_an_upload_is_what_it_says(jobs: Jobs, root: Path) -> None:
+    """Its first bytes are looked at first, and nothing more is taken once it is cancelled."""
+    sent = []
+
+    async def cancelled(job: Job) -> AsyncIterator[bytes]:
+        for number in range(3):
+            sent.append(number)
+            yield b"II*\0" + bytes(20)
+            jobs.cancel(job)
+
+    async def text() -> AsyncIterator[bytes]:
+        yield b"<VRT"
+        yield b"Dataset rasterXSize"
+        sent.append(9)
+        yield b"more"
+
+    first, second = jobs.open("first"), jobs.open("second")
+    with pytest.raises(InputError, match="first has ended, cancelled"):
+        asyncio.run(jobs.receive(first, "before", cancelled(first), None))
+    with pytest.raises(InputError, match="found none of TIFF"):
+        asyncio.run(jobs.receive(second, "before", text(), None))
+    assert (sent, first.message, list(root.iterdir())) == ([0, 1], "cancelled", [])
+
+
+def test_cancelled_while_its_turn_begins(jobs: Jobs, root: Path, pair: tuple[Path, Path]) -> None:
+    job, until = jobs.open("late"), time.monotonic() + 60
+    with jobs._lock:
+        for date, path in zip(("before", "after"), pair, strict=True):
+            give(jobs, job, date, path.read_bytes())
+        while not (root / "late").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        jobs.fail(job, "cancelled")
+    while list(root.iterdir()):
+        assert time.monotonic() < until, job
+        time.sleep(0.01)
+    assert (job.state, job.message, jobs._process) == ("failed", "cancelled", None)
+
+
 @pytest.mark.parametrize("mark", [b"II*\0", b"MM\0*", b"II+\0", b"\x89PNG\r\n\x1a\n\0", b"\0\0\0\x0cjP  \r\n"])
 def test_kinds_that_hold_their_pixels(tmp_path: Path, mark: bytes) -> None:
     (tmp_path / "x").write_bytes(mark + b"rest")
