@@ -21,7 +21,7 @@ from hetecd.jobs import check_kind
 from hetecd.map_tiles import levels, read_tile, read_whole
 from hetecd.modality import Floats
 from hetecd.preview import Stretch, shown_bands, stretch
-from hetecd.raster import Grid
+from hetecd.raster import Grid, open_raster
 from hetecd.report import POLYGONS as MOST_POLYGONS
 from hetecd.report import PREVIEW_PX, attempt, level_image, picture_image, polygon_bins, title_of, view
 from hetecd.survey import (
@@ -42,6 +42,7 @@ from hetecd.survey import (
 Layer = Literal["before", "after", "probability"]
 FILES = (CHANGE, PROBABILITY, *POLYGONS, SUMMARY)
 POLYGON_KINDS = {b"SQLite format 3\0": "GeoPackage", b"fgb": "FlatGeobuf", b"{": "GeoJSON"}
+SIDE_FILES = (".ovr", ".msk", ".aux.xml")  # of overviews, validity, metadata
 STRETCH_PX = 512  # edge of what brightness is chosen from
 KEPT_TILES = 1000  # some 20 MB
 
@@ -117,9 +118,7 @@ class Gallery:
         folder = self._folder(name)
         for path in (folder / file for file in FILES):
             if path.exists():
-                self.inside(path)
-                if path.suffix == ".tif":
-                    check_kind(path)
+                self._pixels(path) if path.suffix == ".tif" else self.inside(path)
         results = open_results(folder)
         missing, summary = list(results.missing), dict(results.summary)
         for date, (_, place) in inputs(results).items():
@@ -145,8 +144,22 @@ class Gallery:
         real = self.inside(place)
         for file in real.iterdir() if real.is_dir() else (real,):
             if file.is_file():
-                check_kind(self.inside(file))
+                self._pixels(file)
+                with open_raster(file):  # it names no other file
+                    pass
         return real
+
+    def _pixels(self, path: Path) -> None:
+        """InputError unless a raster, and what GDAL reads along with it, may be read and holds its pixels itself."""
+        real = self.inside(path)
+        check_kind(real)
+        for side in (Path(f"{base}{suffix}") for base in {path, real} for suffix in SIDE_FILES):
+            if side.exists():
+                self.inside(side)
+                if side.suffix != ".xml":  # what that says shows when the raster is opened
+                    check_kind(side)
+                    with open_raster(side):
+                        pass
 
     def file(self, name: str, file: str) -> Path:
         """A file of a result, for download; AbsentError unless it is one of FILES and there."""

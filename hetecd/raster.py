@@ -167,6 +167,10 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             names = dataset.subdatasets
             hint = f"name one of them, such as {names[0]}" if names else "export one of them"
             raise InputError(f"{name}: found a container of {len(names)} rasters, expected one image; {hint}")
+        if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would show the pixels of whatever it names
+            raise InputError(
+                f"{name}: found overviews in another file (OVERVIEW_FILE); copy it with gdal_translate -nomd"
+            )
         yield dataset
 
 

@@ -6,6 +6,7 @@ that a page can show the rest.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +129,15 @@ def open_results(folder: Path | str) -> Results:
 
 def _grid_in(summary: Mapping[str, Any]) -> Grid:
     grid = summary["grid"]
-    crs = CRS.from_user_input(grid["crs"]) if grid["crs"] else None
-    return Grid(crs, Affine(*grid["transform"]), grid["height"], grid["width"])
+    return Grid(_crs(grid["crs"]), Affine(*grid["transform"]), grid["height"], grid["width"])
+
+
+def _crs(text: str | None) -> CRS | None:
+    """What a summary says: EPSG:n or WKT, and nothing that GDAL would look up elsewhere, such as a URL."""
+    if not text:
+        return None
+    code = re.fullmatch(r"EPSG:(\d{1,7})", text)
+    return CRS.from_epsg(int(code[1])) if code else CRS.from_wkt(text)
 
 
 def recount(results: Results) -> dict[str, Any]:

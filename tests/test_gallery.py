@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from hetecd.errors import AbsentError, InputError
-from hetecd.gallery import Gallery
+from hetecd.gallery import Gallery, Layer
 from hetecd.map_tiles import levels
 from hetecd.raster import read_raster
 from hetecd.report import polygon_bins
@@ -161,6 +162,26 @@ def test_images_that_a_summary_names_elsewhere_are_not_opened(root: Path, mapped
         gallery.tile("one", "before", 0, 0, 0)
     if place == "outside":
         assert len(Gallery(root, [mapped.parent]).view("one")["images"]) == 2
+
+
+@pytest.mark.parametrize("file", ["optical.tif", "probability.tif"])
+@pytest.mark.parametrize("side", ["", ".ovr", ".aux.xml"])
+def test_pixels_of_other_files_are_not_shown(root: Path, mapped: Path, file: str, side: str) -> None:
+    """Overviews may be named by the metadata of a file, or be a link beside it."""
+    path = root / "one" / file
+    if side:
+        Path(f"{path}{side}").symlink_to(mapped / "probability.tif")
+    else:
+        with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+            dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(mapped / "probability.tif"))
+    problem = "lies outside the served folder" if side else "found overviews in another file"
+    layer: Layer = "before" if file == "optical.tif" else "probability"
+    gallery = Gallery(root)
+    for ask in (gallery.tile, lambda *given: gallery.whole(*given[:2])):
+        with pytest.raises((InputError, AbsentError), match=f"{problem}|found no such image"):
+            ask("one", layer, 0, 0, 0)
+    (entry,) = (entry for entry in gallery.entries() if entry.name == "one")
+    assert any(problem in line for line in entry.missing)
 
 
 def _truncate(path: Path) -> None:

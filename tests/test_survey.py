@@ -108,7 +108,12 @@ def test_numbers_without_a_summary_are_those_of_the_summary(folder):
     assert {key: summary[key] for key in numbers} == numbers
 
 
-@pytest.mark.parametrize("grid", [None, {}, {"crs": "EPSG:0", "transform": [1] * 6}, {"crs": None, "transform": [1]}])
+@pytest.mark.parametrize(
+    "grid",
+    [None, {}, {"crs": "EPSG:0", "transform": [1] * 6}, {"crs": None, "transform": [1]},
+     *({"crs": crs, "transform": [1, 0, 0, 0, 1, 0], "height": 9, "width": 9}
+       for crs in ("http://localhost/crs", "/vsicurl/http://localhost/crs", "+proj=longlat", 4326, {"init": "x"}))],
+)  # fmt: skip
 def test_a_summary_without_a_grid(folder, grid):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"grid": grid}))
