@@ -130,7 +130,7 @@ class Gallery:
         """Where a file really is; InputError unless that is in the served folder or one of the folders of images."""
         try:
             real = Path(path).resolve(strict=True)
-        except (OSError, RuntimeError):  # the latter for links in a circle
+        except (OSError, RuntimeError, ValueError):  # links in a circle; names with a zero byte
             raise InputError(f"{Path(path).name}: found no such file; it was moved or removed") from None
         if not any(real.is_relative_to(folder) for folder in self._allowed):
             raise InputError(

@@ -7,7 +7,7 @@ that a page can show the rest.
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,20 @@ from hetecd.vector import DRIVERS
 SUMMARY, CHANGE, PROBABILITY = "summary.json", "change.tif", "probability.tif"
 POLYGONS = [f"change{suffix}" for suffix in DRIVERS]  # one of these
 _NEEDED = ("before", "after", "settings", "grid", "pixels", "valid_pixels", "changed_pixels", "histogram")
+# What pages rely on: {} = fields, [kind] = a list, [kind] * n = one of n, (kind, None) = may lack, float = any number.
+_INPUT = {"path": str, "is": str, "bytes": (int, None)}
+_KINDS: dict[str, Any] = {
+    "hetecd": (str, None), "created": (str, None), "before": _INPUT, "after": _INPUT,
+    "weights": ({"name": (str, None)}, None),
+    "settings": {"threshold": float, "tile_px": (int, None), "overlap_px": (int, None), "min_area": (float, None),
+                 "simplify": (float, None)},
+    "alignment": ({"shift_px": [float] * 2, "rotation_deg": float, "scale": float, "moved": bool, "note": str,
+                   "sar_move": [float] * 6}, None),
+    "grid": {"height": int, "width": int, "pixel_m": ([float] * 2, None)},
+    "pixels": int, "valid_pixels": int, "changed_pixels": int, "changed_area_m2": (float, None),
+    "histogram": {"pixels": [int] * BINS, "area_m2": ([float] * BINS, None)},
+    "polygons": (int, None), "outputs": ([str], None), "warnings": ([str], None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,9 +186,10 @@ def summary_in(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(summary, allow_nan=False, ensure_ascii=False).encode()  # what cannot be said to a browser
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from None
     lacking = [key for key in _NEEDED if not isinstance(summary, dict) or key not in summary]
     if lacking:
@@ -183,7 +198,29 @@ def summary_in(folder: Path) -> dict[str, Any]:
         _grid_in(summary)
     except (KeyError, TypeError, ValueError, CRSError) as error:
         raise InputError(f"{path}: found no grid in it ({one_line(error)}); make the map again") from None
+    if wrong := _misfit(summary, _KINDS, ""):
+        raise InputError(f"{path}: found something else as {wrong} than `hetecd predict` writes; make the map again")
     return summary
+
+
+def _misfit(found: Any, kind: Any, name: str) -> str | None:
+    """Name of the first part that is not of its kind; None where all are."""
+    parts: Iterable[tuple[Any, Any, str]] = ()
+    if isinstance(kind, tuple):
+        return None if found is None else _misfit(found, kind[0], name)
+    if isinstance(kind, dict):
+        fits = isinstance(found, dict)
+        parts = ((found.get(key), each, f"{name}.{key}".lstrip(".")) for key, each in kind.items())
+    elif isinstance(kind, list):
+        fits = isinstance(found, list) and len(kind) in (1, len(found))
+        parts = ((each, kind[0], name) for each in (found if fits else ()))
+    elif kind is float:
+        fits = type(found) in (int, float) and abs(found) < 1e300
+    else:
+        fits = type(found) is kind
+    if not fits:
+        return name
+    return next((wrong for part in parts if (wrong := _misfit(*part))), None)
 
 
 def read_polygons(results: Results, most: int) -> Polygons:

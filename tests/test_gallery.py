@@ -213,6 +213,18 @@ def test_the_rest_is_shown(root: Path, file: str, damage: Callable[[Path], None]
     assert shown["changed_pixels"]
 
 
+def test_a_damaged_summary_takes_nothing_else_with_it(root: Path) -> None:
+    summary = json.loads((root / "one" / "summary.json").read_text())
+    del summary["after"]["path"]
+    (root / "one" / "summary.json").write_text(json.dumps(summary))
+    entries = {entry.name: entry for entry in Gallery(root).entries()}
+    assert set(entries) == {"one", "old"}
+    assert "after.path" in entries["one"].missing[0]
+    shown = Gallery(root).view("one")
+    assert (shown["missing"], shown["images"]) == ([*entries["one"].missing], [])
+    assert shown["polygons"]
+
+
 def test_a_raster_that_is_none_is_refused(root: Path) -> None:
     (root / "one" / "change.tif").write_text("<VRTDataset/>")
     with pytest.raises(InputError, match="found none of TIFF"):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -130,6 +131,24 @@ def test_a_summary_of_something_else(folder, content, message):
     (folder / "summary.json").write_text(content)
     results = open_results(folder)
     assert message in results.missing[0]
+    assert results.summary == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("before", "x", "before"), ("before", {"is": "sar", "bytes": 1, "path": 5}, "before.path"),
+     ("settings", [], "settings"), ("settings", {"threshold": "0.5"}, "settings.threshold"),
+     ("alignment", {"moved": True}, "alignment.shift_px"),
+     ("outputs", 5, "outputs"), ("outputs", [5], "outputs"), ("warnings", 5, "warnings"), ("weights", "x", "weights"),
+     ("pixels", True, "pixels"), ("changed_area_m2", 10**400, "changed_area_m2"), ("created", 5, "created"),
+     ("histogram", {"pixels": [1], "area_m2": None}, "histogram.pixels"), ("hetecd", float("nan"), "cannot be read"),
+     ("hetecd", "\ud800", "cannot be read")],
+)  # fmt: skip
+def test_a_damaged_summary(folder, name, value, said):
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {name: value}))
+    results = open_results(folder)
+    assert re.search(rf"summary.json: (found something else as )?{said}( |$)", results.missing[0])
     assert results.summary == {}
 
 
