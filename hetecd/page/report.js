@@ -314,7 +314,7 @@ function showLargest() {
   const more = order.length - LISTED, undrawn = data.polygons_total - data.polygons.length;
   byId("largest-rest").textContent = [
     more > 0 ? `${number(more)} smaller ones are on the map.` : "",
-    undrawn > 0 ? `Drawn are the largest of ${number(data.polygons_total)}; all are in change.gpkg.` : "",
+    undrawn > 0 ? `Drawn are the largest of ${number(data.polygons_total)}; all are in the file of polygons.` : "",
   ].join(" ");
   markPicked();
 }
