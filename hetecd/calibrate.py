@@ -64,7 +64,12 @@ def calibrate_file(checkpoint: Path | str, data: Path | str, split: str, out: Pa
     info = model.info
     assert info is not None
     config = TrainConfig(before_is=info.before_is, ignore_255=bool(info.recipe.get("ignore_255", False)))
-    model, found = calibrate(model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
+    return calibrate_to(out, model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
+
+
+def calibrate_to(out: Path | str, model: HeteCD, tiles: TileDataset) -> Calibrated:
+    """Write a network as :func:`calibrate` makes it, which says what is raised besides an OutputError."""
+    model, found = calibrate(model, tiles)
     assert model.info is not None
     save(out, model, model.info)
     return found

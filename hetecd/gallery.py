@@ -6,7 +6,6 @@ is opened, and must lie in the served folder or in one that was named as a place
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from hetecd.errors import AbsentError, InputError
 from hetecd.jobs import check_kind
 from hetecd.map_tiles import levels, read_tile, read_whole
 from hetecd.modality import Floats
-from hetecd.preview import Stretch, shown_bands, stretch
+from hetecd.preview import Stretch, coarseness, shown_bands, stretch
 from hetecd.raster import Grid, open_raster
 from hetecd.report import POLYGONS as MOST_POLYGONS
 from hetecd.report import PREVIEW_PX, attempt, level_image, picture_image, polygon_bins, title_of, view
@@ -177,7 +176,7 @@ class Gallery:
         if not results.summary:
             results = replace(results, summary=attempt(missing, _recount, results.folder, _stamp(results)) or {})
         base = f"/api/results/{quote(name, safe='')}"
-        shown = view(results, polygons, None, _factor(results.grid))
+        shown = view(results, polygons, None, coarseness(results.grid, PREVIEW_PX))
         shown |= {"title": name, "home": "/", "factor": 1, "missing": missing}
         if (results.folder / PROBABILITY).is_file():
             shown["probability"] = _address(results, base, "probability")
@@ -249,10 +248,6 @@ def _stamp(results: Results) -> tuple[int, ...]:
     return tuple(path.stat().st_mtime_ns for file in FILES if (path := results.folder / file).is_file())
 
 
-def _factor(grid: Grid) -> int:
-    return math.ceil(max(grid.shape) / PREVIEW_PX)
-
-
 def _polygons(results: Results) -> Polygons:
     for path in (results.folder / name for name in POLYGONS):
         if path.is_file():
@@ -288,4 +283,4 @@ def _recount(folder: Path, _stamp: tuple[int, ...]) -> dict[str, Any]:
 def _bins(folder: Path, _stamp: tuple[int, ...]) -> list[list[int]]:
     results = open_results(folder)
     shapes = _polygons(results).shapes
-    return polygon_bins(results, survey(results, shapes, _factor(results.grid)))
+    return polygon_bins(results, survey(results, shapes, coarseness(results.grid, PREVIEW_PX)))

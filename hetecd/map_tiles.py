@@ -21,7 +21,7 @@ from rio_tiler.io import ImageReader
 from hetecd.errors import InputError
 from hetecd.image import open_image
 from hetecd.modality import Floats
-from hetecd.preview import shrink
+from hetecd.preview import coarseness, shrink
 from hetecd.raster import Grid, one_line
 
 warnings.simplefilter("ignore", NoOverviewWarning)  # for good: to catch warnings is not for threads
@@ -66,7 +66,7 @@ def read_whole(path: Path, numbers: Sequence[int], grid: Grid, most_px: int, mov
         InputError: the file is damaged or cannot be brought to the grid.
     """
     box = (0.0, float(grid.height), float(grid.width), 0.0)
-    factor = math.ceil(max(grid.shape) / most_px)
+    factor = coarseness(grid, most_px)
     return _read(path, numbers, grid, factor, move, lambda reader, finer: reader.part(box, max_size=most_px * finer))
 
 

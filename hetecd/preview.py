@@ -1,5 +1,6 @@
 """Small pictures of large images: shrunk strip by strip on the grid of a result, stretched, encoded for a page."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def strips(grid: Grid, factor: int) -> Iterator[Window]:
     rows = max(1, round(STRIP_PX / factor)) * factor
     for row in range(0, grid.height, rows):
         yield Window(row, 0, min(rows, grid.height - row), grid.width)
+
+
+def coarseness(grid: Grid, most_px: int) -> int:
+    """Edge of the blocks of pixels that become one, so that no edge of a picture is longer than ``most_px``."""
+    return math.ceil(max(grid.shape) / most_px)
 
 
 def shrink(image: Floats, factor: int) -> Floats:

@@ -23,7 +23,7 @@ from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.files import replacing
 from hetecd.modality import Floats
-from hetecd.preview import Stretch, encode, picture, read_small, shrink, stretch
+from hetecd.preview import Stretch, coarseness, encode, picture, read_small, shrink, stretch
 from hetecd.results import BINS, bins_of
 from hetecd.survey import (
     Polygons,
@@ -59,7 +59,7 @@ def write_report(folder: Path | str, path: Path | str | None = None) -> Path:
         OutputError: the page cannot be written.
     """
     results = open_results(folder)
-    factor = math.ceil(max(results.grid.shape) / PREVIEW_PX)
+    factor = coarseness(results.grid, PREVIEW_PX)
     missing = list(results.missing)
     polygons = attempt(missing, read_polygons, results, POLYGONS)
     shapes = polygons.shapes if polygons else np.empty(0, object)
@@ -153,7 +153,7 @@ def page(shown: dict[str, Any], allow: str = "") -> str:
 
     ``allow`` is what the page may load beside what is in it, as :func:`policy` takes it; for tiles.
     """
-    code = (part("tiles.js") if allow else "") + part("report.js")
+    code = part("words.js") + (part("tiles.js") if allow else "") + part("report.js")
     scripts = [part("leaflet/leaflet.js").partition("//# sourceMappingURL")[0], code]
     styles = [part("leaflet/leaflet.css"), part("report.css")]
     # In JSON "<" only occurs within strings: written thus, nothing in them can end the element that holds it.

@@ -158,7 +158,7 @@ def _say(request: Request, error: Exception) -> Response:
 
 def _page(name: str, **words: str) -> str:
     style = part("serve.css")
-    scripts = [part("serve.js")] if name == "serve.html" else []
+    scripts = [part("words.js") + part("serve.js")] if name == "serve.html" else []
     allow = policy(scripts, [style], "connect-src 'self'; form-action 'self'")
     return Template(part(name)).substitute(css=style, js="".join(scripts), policy=allow, **words)
 

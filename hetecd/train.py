@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from hetecd import losses
 from hetecd.augment import augment, cutmix
-from hetecd.calibrate import calibrate
+from hetecd.calibrate import calibrate_to
 from hetecd.config import IGNORE, ModelConfig, TrainConfig
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
@@ -398,9 +398,7 @@ def _contracts(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Modalit
 
 
 def _calibrate(path: Path, tiles: TileDataset) -> None:
-    model, found = calibrate(load(path), tiles)
-    assert model.info is not None
-    save(path, model, model.info)
+    found = calibrate_to(path, load(path), tiles)
     log.info(
         "calibrated on the held-out tiles: logit x %.2f %+.2f, threshold %.2f; IoU %.4f, before %.4f",
         found.slope, found.offset, found.threshold, found.iou, found.iou_before,

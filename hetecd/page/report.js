@@ -1,8 +1,7 @@
 // The view of one result. What it shows stands in the element #data, made by hetecd/report.py (`view`).
 //
 // Map positions are pixels of the full map: L.latLng(row, col). Where images come from is known to `pictureLayer` and
-// `paintLayer` alone. Words from files reach the page as text, never as HTML.
-"use strict";
+// `paintLayer` alone. Words from files reach the page as text, never as HTML. Comes after words.js.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const BINS = 100;
@@ -22,17 +21,6 @@ let picked = null;
 
 // --- words and numbers ---------------------------------------------------------------------------------------------
 
-const byId = (id) => document.getElementById(id);
-
-function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-const number = (value, digits = 0) =>
-  value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const hectares = (m2) => `${number(m2 / 1e4, m2 < 1e5 ? 2 : 1)} ha`;
 const pixels = (count) => `${number(count)} px`;
 const size = (m2, px) => (m2 === null ? pixels(px) : hectares(m2));

@@ -1,17 +1,5 @@
-// The list of results and the upload of pairs. Words from files reach the page as text, never as HTML.
-"use strict";
+// The list of results and the upload of pairs. Words from files reach the page as text, never as HTML. Comes after words.js.
 
-const byId = (id) => document.getElementById(id);
-
-function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-const number = (value, digits = 0) =>
-  value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const megabytes = (bytes) => `${number(bytes / 1e6, bytes < 1e7 ? 1 : 0)} MB`;
 
 async function ask(address, options) {

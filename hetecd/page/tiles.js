@@ -1,5 +1,4 @@
 // Layers of tiles, for scenes that are too large to lie within the page: report.js calls these when a server names them.
-"use strict";
 
 const TILE_PX = 256;
 
