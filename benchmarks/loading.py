@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 
 import torch
-from speed import processor, settings, step
+from speed import processor, step
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetecd.augment import augment
-from hetecd.config import ModelConfig, TrainConfig, read_recipe
+from hetecd.config import TrainConfig, checked, configs, read_recipe
 from hetecd.data import CACHE_BYTES, EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.model import HeteCD
 from hetecd.ops import keep_memory
@@ -52,8 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args()
     keep_memory()
-    recipe = read_recipe(args.recipe)
-    model_config, config = settings(ModelConfig, recipe), settings(TrainConfig, recipe)
+    model_config, config = configs(checked(read_recipe(args.recipe), args.recipe))
     files = split_tiles(args.data, config)[0][: args.tiles]
     if len(files) < config.batch:
         parser.error(f"{args.data}: found {len(files)} training tiles, expected at least a batch of {config.batch}")

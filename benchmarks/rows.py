@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import importlib.util
 import shutil
-from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 from boosting import Options, train_boosting
-from jsonargparse import ArgumentParser
 from scoring import Trained, multiply_adds, parameters
 
-from hetecd.config import FROM_DATA, ModelConfig, TrainConfig, read_recipe, recipe_keys
+from hetecd.config import ModelConfig, TrainConfig, checked, configs, read_recipe, recipe_keys
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.train import LOG, STATE, fit
 from hetecd.weights import load, predictor
@@ -82,22 +80,14 @@ def read_rows(names: list[str] | None = None, path: Path = ROWS) -> list[Row]:
     return [rows[name] for name in names or rows]
 
 
-def configs(row: Row, seed: int, overrides: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+def row_configs(row: Row, seed: int, overrides: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
     """Settings of a row: its recipe, then its own, then ``overrides``.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ModelConfig, skip=set(FROM_DATA))
-    parser.add_class_arguments(TrainConfig)
     values = {**read_recipe(RECIPES / row.recipe), **row.settings, **overrides, "seed": seed}
-    try:
-        checked = vars(parser.parse_object(values))
-    except ArgumentError as error:
-        raise ConfigError(f"row {row.name}: {' '.join(str(error).split())}") from error
-    model = {f.name: checked[f.name] for f in dataclasses.fields(ModelConfig) if f.name not in FROM_DATA}
-    return ModelConfig(**model), TrainConfig(**{f.name: checked[f.name] for f in dataclasses.fields(TrainConfig)})
+    return configs(checked(values, f"row {row.name}"))
 
 
 def train(row: Row, data: Path, seed: int, overrides: Mapping[str, Any], out: Path) -> Trained:
@@ -118,7 +108,7 @@ def train(row: Row, data: Path, seed: int, overrides: Mapping[str, Any], out: Pa
     if row.missing:
         hint = "make bench-accuracy-torchgeo" if row.kind == "torchgeo" else f"pip install {row.missing}"
         raise ConfigError(f"row {row.name}: needs {row.missing}, which is not installed here; see `{hint}`")
-    model_config, config = configs(row, seed, overrides)
+    model_config, config = row_configs(row, seed, overrides)
     if row.kind != "hetecd" and (model_config.modalities != "both" or config.encoder_weights or config.start_from):
         raise ConfigError(
             f"row {row.name}: kind {row.kind} knows neither modalities nor weights to start from; leave them out"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from protocols import PROTOCOLS, Fold, Sizes
-from rows import Row, configs, from_checkpoint, train
+from rows import Row, from_checkpoint, row_configs, train
 from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
 
 import hetecd
@@ -141,7 +141,7 @@ def _finish(
         ConfigError: it is there, but with other settings.
     """
     overrides = {**fold.settings, **({"epochs": epochs} if epochs else {})}
-    model, config = configs(row, seed, overrides)
+    model, config = row_configs(row, seed, overrides)
     settings = json.loads(
         json.dumps(
             identity

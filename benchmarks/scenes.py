@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from hetecd.cli import DEFAULT_WEIGHTS
+from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.memory import fitting_batch
 from hetecd.modality import Floats, Predictor
 from hetecd.pair import Pair, open_pair

@@ -13,10 +13,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from plain import PlainHeteCD
 from torch import Tensor, nn
 
-from hetecd.config import ModelConfig, TrainConfig, read_recipe
+from hetecd.config import checked, configs, read_recipe
 from hetecd.convert import convert_hetecd
 from hetecd.export import Precision, Target, export_file
 from hetecd.info import ModelInfo
@@ -36,7 +35,6 @@ from hetecd.runtime import Runtime, open_graph
 from hetecd.synth import write_tiles
 from hetecd.weights import save
 
-T = TypeVar("T", ModelConfig, TrainConfig)
 DEFAULT = Path(__file__).resolve().parents[1] / "recipes" / "default.yaml"
 TABLES = {
     # title: (inference or training, batch, edge in px)
@@ -109,17 +107,12 @@ def network(kind: str) -> nn.Module:
     """One of the three networks of the table."""
     if kind == "default":
         torch.manual_seed(0)
-        return without_dropout(HeteCD(settings(ModelConfig, read_recipe(DEFAULT))))
+        return without_dropout(HeteCD(configs(checked(read_recipe(DEFAULT), DEFAULT.name))[0]))
     if kind == "ours":
         return without_dropout(convert_hetecd(weights()))
     net = PlainHeteCD()
     net.load_state_dict(weights())
     return net
-
-
-def settings(cls: type[T], recipe: dict[str, Any]) -> T:
-    """What a recipe says for one of the two classes."""
-    return cls(**{field.name: recipe[field.name] for field in fields(cls) if field.name in recipe})
 
 
 def inference(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:

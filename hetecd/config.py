@@ -5,13 +5,18 @@ neither torch nor rasterio, so that ``hetecd train --help`` answers at once.
 """
 
 import difflib
+from argparse import ArgumentError
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from hetecd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 IGNORE = 255  # label value of a pixel that never counts
 
@@ -229,3 +234,39 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
             raise ConfigError(f"{path}: unknown key '{key}'; did you mean '{near[0]}'?")
     return content
+
+
+def add_recipe_keys(parser: "ArgumentParser") -> None:
+    """Give a parser all keys of a recipe, with type, default and help."""
+    parser.add_class_arguments(ModelConfig, skip=set(FROM_DATA))
+    parser.add_class_arguments(TrainConfig)
+
+
+def checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """All keys of a recipe: those given, in the type of their field, and the defaults of the others.
+
+    Args:
+        values: recipe keys and their values.
+        source: what the error message begins with.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    add_recipe_keys(parser)
+    try:
+        return vars(parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def configs(values: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The two settings from :func:`checked` values; other keys do not matter.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    model = {f.name: values[f.name] for f in fields(ModelConfig) if f.name not in FROM_DATA}
+    return ModelConfig(**model), TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})

@@ -17,7 +17,7 @@ import torch
 from boosting import features
 from plain import PlainHeteCD
 from protocols import Sizes
-from rows import configs, read_rows, train
+from rows import read_rows, row_configs, train
 from runs import Result, read_result, results, run, save, score_checkpoint
 from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, multiply_adds, parameters, score, shifted
 from siamese import train_network
@@ -128,11 +128,11 @@ def test_features_are_statistics_of_the_tile() -> None:
 
 def test_shipped_rows_fit_their_recipes() -> None:
     for row in read_rows():
-        _, config = configs(row, 7, {"epochs": 3})
+        _, config = row_configs(row, 7, {"epochs": 3})
         assert (config.seed, config.epochs) == (7, 3)
         assert row.kind == "torchgeo" or not row.network
-    assert configs(read_rows(["paper"])[0], 0, {})[1].sar_bands == (1, 1, 1)
-    assert configs(read_rows(["sar-only"])[0], 0, {})[0].modalities == "sar"
+    assert row_configs(read_rows(["paper"])[0], 0, {})[1].sar_bands == (1, 1, 1)
+    assert row_configs(read_rows(["sar-only"])[0], 0, {})[0].modalities == "sar"
 
 
 def test_rows_refuse_what_they_do_not_know(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_rows_refuse_what_they_do_not_know(tmp_path: Path) -> None:
             read_rows(path=path)
     path.write_text("a: {recipe: quick.yaml, settings: {width: wide}}")
     with pytest.raises(ConfigError, match="row a"):
-        configs(read_rows(path=path)[0], 0, {})
+        row_configs(read_rows(path=path)[0], 0, {})
     path.write_text("a: {recipe: quick.yaml, kind: boosting, settings: {modalities: sar}}")
     with pytest.raises(ConfigError, match="knows neither modalities"):
         train(read_rows(path=path)[0], tmp_path, 0, {}, tmp_path / "out")
@@ -329,7 +329,7 @@ def test_foreign_networks_train_and_go_on_after_an_interruption(
     tiles: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"epochs": 3, "ema": 0.9, "cutmix": 0.5, "precision": "bf16"}
-    config = configs(read_rows(["tiny"], rows_file)[0], 0, settings)[1]
+    config = row_configs(read_rows(["tiny"], rows_file)[0], 0, settings)[1]
     whole = train_network(TinyNet, tiles, config, tmp_path / "whole")
     assert whole.parameters == 5 * 2 * 9 + 2
     assert whole.multiply_adds == 5 * 2 * 9 * 256 * 256
@@ -351,7 +351,7 @@ def test_foreign_networks_train_and_go_on_after_an_interruption(
 
 
 def test_foreign_networks_follow_the_recipe(tiles: Path, rows_file: Path, tmp_path: Path) -> None:
-    config = configs(read_rows(["tiny"], rows_file)[0], 0, {"epochs": 1, "lr": 0.05})[1]
+    config = row_configs(read_rows(["tiny"], rows_file)[0], 0, {"epochs": 1, "lr": 0.05})[1]
     test = ScoredSet("test", tiles, "test")
     plain = score(train_network(TinyNet, tiles, config, tmp_path / "plain"), test)
     changes: dict[str, Any] = {

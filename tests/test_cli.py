@@ -15,9 +15,10 @@ from rasterio.vrt import WarpedVRT
 from scipy import ndimage
 
 import hetecd
-from hetecd import cli
-from hetecd.config import ModelConfig, TrainConfig, read_recipe, recipe_keys
+from hetecd import cli, network_verbs
+from hetecd.config import ModelConfig, TrainConfig, checked, configs, read_recipe, recipe_keys
 from hetecd.errors import ConfigError
+from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.synth import write_pair
 from hetecd.train import Hardware, fit
@@ -79,12 +80,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_say_how_they_are_run(path: Path) -> None:
-    values = read_recipe(path)
-    parser = cli.ArgumentParser(exit_on_error=False)
-    cli._recipe_arguments(parser)
-    filled = parser.parse_object(values)
-    cli._fill(ModelConfig, filled)
-    cli._fill(TrainConfig, filled)
+    configs(checked(read_recipe(path), path.name))
     head = path.read_text()
     assert f"hetecd train recipes/{path.name}" in head
     assert "# Hardware:" in head
@@ -330,7 +326,7 @@ def test_a_pair_without_crs_is_mapped_without_an_area(
 
 
 def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path) -> None:
-    info = hetecd.load(cli.DEFAULT_WEIGHTS).info
+    info = hetecd.load(DEFAULT_WEIGHTS).info
     assert info is not None
     assert (info.optical.bands, info.sar.bands) == ((1, 2, 3), (1,))
     assert cli.main(["evaluate", "--data", str(tiles), "--out", str(tmp_path)]) == 0
@@ -388,7 +384,7 @@ def test_ctrl_c_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def interrupted(_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "synth", (interrupted, cli._synth_arguments))
+    monkeypatch.setitem(cli.VERBS, "synth", (interrupted, network_verbs.synth_arguments))
     assert cli.main(["synth", "scene", "-o", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -397,5 +393,5 @@ def test_a_full_disk_inside_a_library(monkeypatch: pytest.MonkeyPatch, capsys: p
     def full(_args: object) -> None:
         raise OSError(28, "No space left on device", "events.out")
 
-    monkeypatch.setitem(cli.VERBS, "synth", (full, cli._synth_arguments))
+    monkeypatch.setitem(cli.VERBS, "synth", (full, network_verbs.synth_arguments))
     assert "events.out: No space left on device" in _error(capsys, "synth", "scene", "-o", "x")

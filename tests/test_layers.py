@@ -27,6 +27,8 @@ ROWS = [
     {"train"},
     {"runs"},
     {"run_report"},
+    {"flags"},
+    {"scene_verbs", "network_verbs"},
     {"cli"},
 ]
 OWNERS = {
@@ -46,7 +48,7 @@ OWNERS = {
     "matplotlib": {"figures"},
     "scipy": {"synth_world", "synth_render", "synth", "distances", "outline", "orientation", "align"},
     "yaml": {"config"},
-    "jsonargparse": {"cli"},
+    "jsonargparse": {"config", "flags", "scene_verbs", "network_verbs", "cli"},
     "tqdm": {"progress", "predict", "evaluate", "runs"},
     "rio_tiler": {"map_tiles"},
     "fastapi": {"serve"},

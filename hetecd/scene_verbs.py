@@ -1,0 +1,170 @@
+"""Verbs about scenes: what a pair is, its alignment, its map, and the server of maps. Each after its flags."""
+
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from hetecd.config import Role
+from hetecd.errors import ConfigError, InputError
+from hetecd.flags import DEFAULT_WEIGHTS, device_arguments, fill, open_predictor
+
+
+def inspect_arguments(parser: ArgumentParser) -> None:
+    """Flags of `inspect`."""
+    _pair_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    device_arguments(parser)
+
+
+def inspect(args: Namespace) -> int:
+    """Say what two rasters are, what `predict` would do with them, and what is wrong; 1 where it would fail."""
+    from hetecd.grids import GridChoice
+    from hetecd.inspection import in_words, inspect_pair
+
+    _, info = open_predictor(args.weights, args)
+    before_is: Role = args.before_is or info.before_is
+    choice = fill(GridChoice, args)
+    found = inspect_pair(args.before, args.after, before_is, info, choice, args.tile, args.overlap)
+    print(json.dumps(found, indent=2) if args.json else in_words(found))
+    return 0 if found["usable"] else 1
+
+
+def predict_arguments(parser: ArgumentParser) -> None:
+    """Flags of `predict`."""
+    _pair_arguments(parser, "?")
+    parser.add_argument("--pairs", type=str, help="CSV with columns before, after, perhaps name and flags of one scene")
+    parser.add_argument("--out", "-o", type=str, required=True, help="folder for the results")
+    parser.add_argument("--threshold", type=float | None, help="probability of a change; default: the checkpoint's")
+    parser.add_argument("--batch", type=int | None, help="windows at a time; default: as many as memory allows")
+    parser.add_argument("--redo", action="store_true", help="do again what is finished, and drop what is unfinished")
+    parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
+    parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
+    parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
+    parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
+    parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
+    device_arguments(parser)
+
+
+def predict(args: Namespace) -> None:
+    """Map a pair of rasters, two folders of tiles, or many pairs."""
+    if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
+        raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
+    if not args.pairs:
+        return _predict_pair(args)
+    from hetecd.batch import read_pairs, run_pairs
+
+    pairs = read_pairs(args.pairs, set(vars(args)) - {"pairs", "out", "redo"})
+    if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row))):
+        raise InputError(f"{args.pairs}: {len(failed)} of {len(pairs)} scenes failed; see {args.out}/status.csv")
+
+
+def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
+    checker = ArgumentParser(exit_on_error=False)
+    predict_arguments(checker)
+    return checker.parse_object({**vars(args), **row, "pairs": None})
+
+
+def _predict_pair(args: Namespace) -> None:
+    from hetecd.align import choose_move
+    from hetecd.folders import match_tiles
+    from hetecd.grids import GridChoice
+    from hetecd.image import are_tiles
+    from hetecd.memory import fitting_batch
+    from hetecd.pair import open_pair
+    from hetecd.predict import predict_folder, predict_scene
+    from hetecd.results import About, describe_weights
+    from hetecd.vector import PolygonSettings
+
+    predictor, info = open_predictor(args.weights, args)
+    before_is: Role = args.before_is or info.before_is
+    threshold = info.threshold if args.threshold is None else args.threshold
+    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
+    choice: GridChoice = fill(GridChoice, args)
+    if are_tiles(args.before, args.after):
+        choice.refuse_for_tiles(args.before)
+        if args.report:
+            raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
+        summary = predict_folder(
+            match_tiles(args.before, args.after), predictor, args.out, info.optical, info.sar, before_is, threshold,
+            args.tile, args.overlap, batch,
+        )  # fmt: skip
+        print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
+    else:
+        weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
+        open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
+        found = choose_move(open_moved, args.align)
+        about = About(weights, args.tta, args.precision, args.runtime, found.summary() if found else None, model=info)
+        with open_moved(found.sar_move if found else None) as pair:
+            summary = predict_scene(
+                pair, predictor, args.out, threshold, args.tile, args.overlap, batch, about=about, redo=args.redo,
+                polygons=PolygonSettings(args.format, args.min_area, args.simplify), keep_batch=args.batch is None,
+            )  # fmt: skip
+        area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
+        changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+        print(f"{changed}, {summary.polygons} polygons{area}")
+    print(f"written: {args.out}")
+    if args.report:
+        from hetecd.report import write_report
+
+        print(f"written: {write_report(args.out)}")
+
+
+def align_arguments(parser: ArgumentParser) -> None:
+    """Flags of `align`."""
+    parser.add_argument("before", type=str, help="raster of the earlier date")
+    parser.add_argument("after", type=str, help="raster of the later date")
+    parser.add_argument("--before_is", type=Literal["optical", "sar"], default="optical", help="the earlier date")
+    parser.add_argument("--limit", type=int, default=128, help="largest shift searched, px of the optical image")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def align(args: Namespace) -> None:
+    """Measure how the SAR image must move to fit the optical one."""
+    from hetecd.align import find_move, opener
+
+    found = find_move(opener(args.before, args.after, args.before_is), args.limit)
+    print(json.dumps(found.summary(), indent=2) if args.json else found)
+
+
+def serve_arguments(parser: ArgumentParser) -> None:
+    """Flags of `serve`."""
+    parser.add_argument("folder", type=str, help="holds results, each in a folder of its own")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; default: this machine")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any that is free")
+    parser.add_argument("--images", type=str, nargs="*", default=[], help="other folders whose images may be shown")
+    parser.add_argument("--upload_mb", type=float, default=2048.0, help="largest file that is taken")
+    parser.add_argument("--weights", type=str, help="for uploads; default: the weights that come with hetecd")
+    device_arguments(parser)
+
+
+def serve(args: Namespace) -> None:
+    """Show the maps in a folder in a browser, and map pairs uploaded there."""
+    if missing := [name for name in ("rio_tiler", "fastapi", "uvicorn") if not find_spec(name)]:
+        raise ConfigError(f"serve: needs {' and '.join(missing)}, not installed; pip install 'hetecd[serve]'")
+    from hetecd.serve import serve as run
+
+    flags = [f"--{key}={args[key]}" for key in ("weights", "device", "precision", "runtime") if args[key]]
+    options = [*flags, *(["--tta"] if args.tta else [])]
+    run(args.folder, args.host, args.port, args.images, args.upload_mb, options)
+
+
+def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("before", nargs=nargs, type=str, help="earlier date: raster, or folder of granules or tiles")
+    parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
+    parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
+    parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
+    parser.add_argument("--tile", type=int, default=256, help="edge of a window, px; best that of the training tiles")
+    parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
+    _grid_arguments(parser)
+
+
+def _grid_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--resolution", type=float | None, help="edge of a pixel of the map, in units of its CRS")
+    parser.add_argument("--crs", type=str, help="of the map, such as EPSG:32633; default: the optical image's")
+    parser.add_argument("--bounds", type=float, nargs=4, help="left bottom right top of the map, in its CRS")
+    parser.add_argument("--aoi", type=str, help="file of polygons outside of which nothing is mapped")
