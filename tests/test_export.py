@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hetecd import cli, export
-from hetecd.config import ModelConfig, read_recipe
+from hetecd.config import checked, configs, read_recipe
 from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
 from hetecd.graph import Graph
@@ -54,11 +54,10 @@ def test_a_graph_is_its_checkpoint_at_any_size_and_batch(name: str, graphs: Grap
 
 def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    recipe = read_recipe("recipes/default.yaml")
-    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name in recipe]
+    recipe = configs(checked(read_recipe("recipes/default.yaml"), "default"))[0]
     info = load(decided).info
     assert info is not None
-    config = dataclasses.replace(info.model, **{name: recipe[name] for name in names})
+    config = dataclasses.replace(recipe, optical_channels=4, sar_channels=1)
     checkpoint = tmp_path / "default.safetensors"
     save(checkpoint, HeteCD(config).eval(), dataclasses.replace(info, model=config))
     found = export_file(checkpoint, tmp_path / "default.xml", "openvino")  # compares, and refuses what differs
