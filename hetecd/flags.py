@@ -1,12 +1,18 @@
 """Flags that several verbs share, and what they stand for."""
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from hetecd.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from hetecd.info import ModelInfo
+    from hetecd.modality import Predictor
+    from hetecd.runtime import Precision, Runtime
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
 
@@ -27,29 +33,62 @@ def fill(cls: Any, args: Namespace) -> Any:
     return cls(**{f.name: getattr(args, f.name) for f in dataclasses.fields(cls)})
 
 
-def open_predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
-    """Predictor and description of a checkpoint or graph, by default of the weights that come with the package.
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A checkpoint or graph that is ready to compute.
+
+    Attributes:
+        path: its file.
+        compute: ``(optical, sar) -> probability`` of normalised images.
+        info: what it says about itself.
+        device: "cpu" or "cuda".
+    """
+
+    path: Path | str
+    compute: "Predictor"
+    info: "ModelInfo"
+    device: str
+
+    def predictor(self, tta: bool = False) -> "Predictor":
+        """The same of raw images; a new one for each scene, for it warns once of values unlike those of training."""
+        from hetecd.modality import from_raw, mirrored  # numpy
+
+        predictor = from_raw(self.compute, self.info.optical, self.info.sar)
+        return mirrored(predictor) if tta else predictor
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Its name, checksum and scores, for the summary of a map."""
+        from hetecd.results import describe_weights
+
+        return describe_weights(self.path, self.info.scores)
+
+
+def open_network(checkpoint: str | None, runtime: "Runtime", device: str, precision: "Precision") -> Network:
+    """Open a checkpoint or graph, by default the weights that come with the package.
 
     Raises:
         CheckpointError: it cannot be used.
         ConfigError: nor with this runtime or on this device.
     """
-    from hetecd.modality import mirrored  # numpy
-
-    predictor, info = _plain_predictor(checkpoint, args)
-    return mirrored(predictor) if args.tta else predictor, info
-
-
-def _plain_predictor(checkpoint: str | None, args: Namespace) -> tuple[Any, Any]:
-    from hetecd.runtime import choose, open_graph
+    from hetecd.runtime import choose, kind_of_device, read_graph
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():
         raise CheckpointError("weights: this version comes without any; name a checkpoint")
     path = checkpoint or DEFAULT_WEIGHTS
-    if choose(path, args.runtime, args.device) != "torch":
-        return open_graph(path, args.runtime, args.device, args.precision)
+    if choose(path, runtime, device) != "torch":
+        graph = read_graph(path, runtime, device, precision)
+        return Network(path, graph, graph.info, kind_of_device(path, runtime, device))
 
-    from hetecd.weights import load, predictor  # torch
+    from hetecd.weights import load, normalised_predictor  # torch
 
     net = load(path)
-    return predictor(net, args.device, args.precision), net.info
+    compute = normalised_predictor(net, device, precision)
+    assert net.info is not None  # load sets it
+    return Network(path, compute, net.info, kind_of_device(path, runtime, device))
+
+
+def open_predictor(checkpoint: str | None, args: Namespace) -> tuple["Predictor", "ModelInfo"]:
+    """Predictor of raw images and description of a checkpoint or graph; errors of :func:`open_network`."""
+    network = open_network(checkpoint, args.runtime, args.device, args.precision)
+    return network.predictor(args.tta), network.info

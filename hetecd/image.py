@@ -30,6 +30,7 @@ from hetecd.raster import (
     Grid,
     alpha_band,
     check_numbers,
+    files_of,
     is_remote,
     one_line,
     open_raster,
@@ -78,8 +79,7 @@ class Image:
     @property
     def files(self) -> list[str]:
         """Local files that are read, also those behind a container or a virtual raster."""
-        # Asked about a URL, GDAL would look for two dozen companions over the network.
-        return [file for g in self.granules if not is_remote(g.dataset.name) for file in g.dataset.files]
+        return [file for g in self.granules for file in files_of(g.dataset) if not is_remote(file)]
 
     def on(self, stack: ExitStack, grid: Grid, move: Affine | None = None) -> Read:
         """A function that reads windows of a grid; what it opens is closed with ``stack``.

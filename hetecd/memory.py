@@ -21,10 +21,16 @@ def fitting_batch(tile_px: int, device: str = "auto") -> int:
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
     """
     free_bytes, most = free_ram_bytes(), MOST_ON_CPU
-    torch: Any = sys.modules.get("torch")  # not there where a graph is computed without it
-    if torch and device != "cpu" and torch.cuda.is_available():
+    if torch_takes_gpu(device):
+        torch: Any = sys.modules["torch"]
         free_bytes, most = torch.cuda.mem_get_info(None if device == "auto" else device)[0], MOST_ON_GPU
     return max(1, min(most, free_bytes // 2 // (WINDOW_BYTES_PER_PX * tile_px**2)))
+
+
+def torch_takes_gpu(device: str) -> bool:
+    """Whether torch, where it is imported, computes on a GPU; "auto" takes one if there is one."""
+    torch: Any = sys.modules.get("torch")  # not there where a graph is computed without it
+    return torch is not None and device != "cpu" and torch.cuda.is_available()
 
 
 def free_ram_bytes() -> int:

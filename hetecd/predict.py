@@ -36,7 +36,7 @@ from hetecd.stream import Tally, probability_rows
 from hetecd.styles import COLOURS, STYLES, write_styles
 from hetecd.tiles import Window, blocks, panels
 from hetecd.vector import DRIVERS, PolygonSettings, write_polygons
-from hetecd.work import Block, Work, work_in
+from hetecd.work import FOLDER, Block, Work, work_in
 
 log = logging.getLogger("hetecd")
 
@@ -121,26 +121,49 @@ def predict_scene(
     _check_threshold(threshold)
     polygons.check(pair.grid)
     out_dir = Path(out_dir)
-    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "item.json", *STYLES, "summary.json")
-    outputs = tuple(out_dir / name for name in names)
+    outputs = _outputs(out_dir, polygons)
     outdated = {out_dir / name for name in ("report.html", *(f"change{suffix}" for suffix in DRIVERS))} - {*outputs}
     _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], [*outputs, *outdated])
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     about = about or About()
     description = describe(pair, about, settings)
-    made_from = description if about.weights else None
+    made_from = {key: description[key] for key in description if key != "warnings"} if about.weights else None
     tally = Tally()
-    with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard() as heard:
-        found = read_summary(description, outputs) if made_from and not redo else None
+    with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard(work.warn):
+        found = read_summary(made_from, outputs) if made_from and not redo else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
-            description["warnings"] += heard
+            description["warnings"] += [text for text in work.warnings if text not in description["warnings"]]
+            description["asked"] = about.asked
             with staging(work.folder) as folder:
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)
                 publish(staged, out_dir, durable=True)
             _remove_outdated(outdated)
+    return _summary(found, outputs, tally, started)
+
+
+def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -> Summary | None:
+    """What an earlier run left that was asked for the very same, and finished; None where there is no such thing.
+
+    Args:
+        out_dir: folder of the results.
+        asked: from :func:`hetecd.sources.request_of`, as it was given to that run in ``about``.
+        polygons: of the results.
+    """
+    started, outputs = time.monotonic(), _outputs(Path(out_dir), polygons)
+    unfinished = (Path(out_dir) / FOLDER).exists()  # of another request
+    found = None if unfinished else read_summary({"asked": asked}, outputs)
+    return _summary(found, outputs, Tally(), started) if found else None
+
+
+def _outputs(out_dir: Path, polygons: PolygonSettings) -> tuple[Path, ...]:
+    names = ("change.tif", "probability.tif", f"change.{polygons.format}", "item.json", *STYLES, "summary.json")
+    return tuple(out_dir / name for name in names)
+
+
+def _summary(found: Mapping[str, Any], outputs: tuple[Path, ...], tally: Tally, started: float) -> Summary:
     return Summary(
         pixels=found["pixels"],
         valid_pixels=found["valid_pixels"],

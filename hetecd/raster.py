@@ -179,6 +179,17 @@ def is_remote(name: str) -> bool:
     return name.startswith("/vsi") or ("://" in name and not name.startswith("file://"))
 
 
+def files_of(dataset: Any) -> list[str]:
+    """Files and URLs that an open dataset is read from, itself first where it is one, also those behind them."""
+    # Asked about a URL, GDAL would look for two dozen companions over the network.
+    found = [dataset.name] if is_remote(dataset.name) else list(dataset.files)
+    for file in found:  # which grows: a virtual raster names the next ones only
+        if file.lower().endswith(".vrt") and file != dataset.name:
+            with open_raster(file) as inner:
+                found += [name for name in inner.files if name not in found]
+    return found
+
+
 def grid_of(dataset: Any) -> Grid:
     """Grid of an open rasterio dataset."""
     return Grid(dataset.crs or None, dataset.transform, dataset.height, dataset.width)

@@ -3,10 +3,11 @@
 ``summary.json`` is the contract with everything that shows results. Its fields:
 
     hetecd, created      version, time of writing (UTC)
-    before, after        {path, bytes, sha256, is}: bytes and sha256 are null for what is no local file,
-                         and of a virtual raster those of its own file, not of what it points to
-    weights              {name, path, sha256, scores}: validation scores of the checkpoint; null without a name
-    settings             threshold, tile_px, overlap_px, tta, precision, runtime, and of the polygons min_area, simplify
+    before, after        {path, bytes, sha256, is}, perhaps sources and version: see :func:`hetecd.sources.identify`
+    weights              {name, path, bytes, sha256, scores}: validation scores of the checkpoint; perhaps sources, the
+                         file beside an OpenVINO graph; null without a name
+    settings             threshold, tile_px, overlap_px, tta, precision, runtime, device ("cpu", "cuda"), and of the
+                         polygons min_area, simplify
     alignment            null, or how the SAR image was moved
     grid                 {crs, transform [a, b, c, d, e, f], height, width, pixel_m, bounds_wgs84}
     aoi                  null, or {path, bytes, sha256} of the area of interest
@@ -14,17 +15,17 @@
     classes              [{from_prob, to_prob, pixels, area_m2}]: the changed area by confidence
     histogram            {bins, pixels, area_m2}: the valid pixels by probability
     outputs, warnings, seconds
+    asked                digest of the request, by which a finished map is known before anything is read
 
 Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no place on earth.
 """
 
-import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,13 +37,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hetecd
-from hetecd.files import sha256, writing
+from hetecd.files import writing
 from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
-from hetecd.image import granule_files
 from hetecd.info import ModelInfo
 from hetecd.modality import Floats
 from hetecd.pair import Pair
 from hetecd.raster import Bools, Grid
+from hetecd.sources import identify, identify_file, identify_graph, is_known
 from hetecd.tiles import Window
 
 log = logging.getLogger("hetecd")
@@ -63,28 +64,27 @@ class About:
         tta: mean over mirror images.
         precision: that the predictor was asked for.
         runtime: that the predictor was asked for.
+        device: kind of device that computes, "cpu" or "cuda": rounding depends on it.
         alignment: how the SAR image was moved, JSON-able; None where nothing was estimated.
         warnings: what a reader of the results should know.
         model: what the checkpoint says about itself, for the STAC item.
+        asked: from :func:`hetecd.sources.request_of`; "" = unknown.
     """
 
     weights: Mapping[str, Any] | None = None
     tta: bool = False
     precision: str = "auto"
     runtime: str = "auto"
+    device: str = "cpu"
     alignment: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
     model: ModelInfo | None = None
+    asked: str = ""
 
 
 def describe_weights(path: Path | str, scores: Mapping[str, float | None]) -> dict[str, Any]:
     """Name, path, checksum and validation scores of a checkpoint or exported graph."""
-    return {
-        "name": Path(path).name,
-        "path": os.path.abspath(path),
-        "sha256": sha256(path),
-        "scores": dict(scores) or None,
-    }
+    return {"name": Path(path).name, **identify_graph(path), "scores": dict(scores) or None}
 
 
 def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,16 +97,27 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
     """
     dates = {"optical": pair.optical_path, "sar": pair.sar_path}
     before, after = dates if pair.before_is == "optical" else reversed(dates)
+    images = {"before": identify(dates[before]) | {"is": before}, "after": identify(dates[after]) | {"is": after}}
+    unknown = [
+        f"{image['path']}: nothing tells whether it changes (neither ETag nor Last-Modified); taken for the same"
+        for image in images.values()
+        if not is_known(image)
+    ]
     return {
         "hetecd": hetecd.__version__,
-        "before": _input(dates[before]) | {"is": before},
-        "after": _input(dates[after]) | {"is": after},
+        **images,
         "weights": about.weights,
-        "settings": {**settings, "tta": about.tta, "precision": about.precision, "runtime": about.runtime},
+        "settings": {
+            **settings,
+            "tta": about.tta,
+            "precision": about.precision,
+            "runtime": about.runtime,
+            "device": about.device,
+        },
         "alignment": about.alignment,
         "grid": _describe_grid(pair.grid),
-        "aoi": None if pair.aoi is None else _input(pair.aoi),
-        "warnings": list(about.warnings),
+        "aoi": None if pair.aoi is None else identify_file(pair.aoi),
+        "warnings": [*about.warnings, *unknown],
     }
 
 
@@ -121,18 +132,17 @@ def tags(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def warnings_heard() -> Iterator[list[str]]:
-    """Collect what hetecd warns of meanwhile, for the summary; it is shown all the same."""
-    heard: list[str] = []
+def warnings_heard(keep: Callable[[str], None]) -> Iterator[None]:
+    """Hand on what hetecd warns of meanwhile, for the summary; it is shown all the same."""
 
     def hear(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.WARNING:
-            heard.append(record.getMessage())
+            keep(record.getMessage())
         return True
 
     log.addFilter(hear)
     try:
-        yield heard
+        yield
     finally:
         log.removeFilter(hear)
 
@@ -264,14 +274,13 @@ def _no_rows(count: int, grid: Grid) -> Iterator[tuple[Bools, Floats]]:
         yield strip[0][: count - first], strip[1][: count - first]
 
 
-def read_summary(description: Mapping[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
-    """The summary among the outputs, if these are there and were made from what the description says."""
+def read_summary(made_from: Mapping[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
+    """The summary among the outputs, if these are there and it says that they were made from just that."""
     summary = next(path for path in outputs if path.name == "summary.json")
     try:
         found = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    made_from = {key: value for key, value in description.items() if key != "warnings"}  # which come up on the way
     same = isinstance(found, dict) and found | json.loads(json.dumps(made_from)) == found
     if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
         return None
@@ -298,23 +307,6 @@ def write_summary(
         text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
     return summary
-
-
-def _input(path: Path | str) -> dict[str, Any]:
-    """Path, size and checksum; null for a URL or whatever else is no file or folder of files of this machine."""
-    if os.path.exists(path):
-        path = os.path.abspath(path)  # the results are also read from other folders than this one
-    if os.path.isdir(path):
-        granules = granule_files(path)
-        listing = "".join(f"{sha256(file)}  {file.name}\n" for file in granules)  # as sha256sum prints it
-        size, checksum = sum(map(os.path.getsize, granules)), hashlib.sha256(listing.encode()).hexdigest()
-        return {"path": str(path), "bytes": size, "sha256": checksum}
-    local = os.path.isfile(path)
-    return {
-        "path": str(path),
-        "bytes": os.path.getsize(path) if local else None,
-        "sha256": sha256(path) if local else None,
-    }
 
 
 def _describe_grid(grid: Grid) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.info import ModelInfo, from_metadata
+from hetecd.memory import torch_takes_gpu
 from hetecd.modality import Floats, Predictor, from_raw
 
 log = logging.getLogger("hetecd")
@@ -59,8 +60,14 @@ def choose(path: Path | str, runtime: Runtime = "auto", device: str = "auto") ->
         raise ConfigError(
             f"{path}: needs {' or '.join(PACKAGES[n] for n in possible)}, which is not installed; {extras}"
         )
-    on_gpu = "onnx" in installed and (device.startswith("cuda") or (device == "auto" and _has_cuda()))
-    return "onnx" if on_gpu else installed[0]
+    return "onnx" if "onnx" in installed and _onnx_takes_gpu(device) else installed[0]
+
+
+def kind_of_device(path: Path | str, runtime: Runtime = "auto", device: str = "auto") -> Literal["cpu", "cuda"]:
+    """What a file is computed on; arguments and errors are those of :func:`choose`. Torch must be imported already."""
+    chosen = choose(path, runtime, device)
+    on_gpu = torch_takes_gpu(device) if chosen == "torch" else chosen == "onnx" and _onnx_takes_gpu(device)
+    return "cuda" if on_gpu else "cpu"
 
 
 def open_graph(
@@ -68,16 +75,27 @@ def open_graph(
 ) -> tuple[Predictor, ModelInfo]:
     """An exported graph as a function of raw images, and what it says about itself.
 
+    Arguments and errors are those of :func:`read_graph`.
+
+    Returns:
+        ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)`` of raw float32 arrays, NaN = invalid,
+        H and W from 32; and the description.
+    """
+    graph = read_graph(path, runtime, device, precision)
+    return from_raw(graph, graph.info.optical, graph.info.sar), graph.info
+
+
+def read_graph(
+    path: Path | str, runtime: Runtime = "auto", device: str = "auto", precision: Precision = "auto"
+) -> "OpenVinoGraph | OnnxGraph":
+    """An exported graph as a function of normalised images.
+
     Args:
         path: the ``.xml`` or ``.onnx`` file.
         runtime: see :func:`choose`.
         device: "auto", "cpu"; for ONNX Runtime also "cuda", "cuda:1", ...
         precision: "auto" computes as exported. OpenVINO computes any graph in "f32" or, where the processor can, in
             "bf16"; int8 parts stay int8.
-
-    Returns:
-        ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)`` of raw float32 arrays, NaN = invalid,
-        H and W from 32; and the description.
 
     Raises:
         CheckpointError: missing, unreadable, or not written by `hetecd export`.
@@ -88,8 +106,7 @@ def open_graph(
         raise CheckpointError(f"{path}: no such file; expected a graph written by `hetecd export`")
     graph = GRAPHS[chosen](path, device, precision)
     log.info("%s: computed by %s", Path(path).name, graph)
-    info = graph.info
-    return from_raw(graph, info.optical, info.sar), info
+    return graph
 
 
 class OpenVinoGraph:
@@ -199,6 +216,10 @@ def is_installed(runtime: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+def _onnx_takes_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and _has_cuda())
 
 
 def _has_cuda() -> bool:

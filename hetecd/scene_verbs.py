@@ -2,16 +2,23 @@
 
 import json
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from hetecd.config import Role
 from hetecd.errors import ConfigError, InputError
-from hetecd.flags import DEFAULT_WEIGHTS, device_arguments, fill, open_predictor
+from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network, open_predictor
+
+if TYPE_CHECKING:
+    from hetecd.predict import Summary
+    from hetecd.vector import PolygonSettings
+
+# Flags that say nothing about what is in a map; its files are told by themselves.
+IN_ANY_WAY = ("before", "after", "weights", "aoi", "out", "redo", "report", "pairs", "batch")
 
 
 def inspect_arguments(parser: ArgumentParser) -> None:
@@ -55,11 +62,12 @@ def predict(args: Namespace) -> None:
     if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
         raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
     if not args.pairs:
-        return _predict_pair(args)
+        return _predict_pair(args, open_network)
     from hetecd.batch import read_pairs, run_pairs
 
     pairs = read_pairs(args.pairs, set(vars(args)) - {"pairs", "out", "redo"})
-    if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row))):
+    opened = lru_cache(1)(open_network)  # once for all rows of the same weights
+    if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row), opened)):
         raise InputError(f"{args.pairs}: {len(failed)} of {len(pairs)} scenes failed; see {args.out}/status.csv")
 
 
@@ -69,49 +77,77 @@ def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     return checker.parse_object({**vars(args), **row, "pairs": None})
 
 
-def _predict_pair(args: Namespace) -> None:
-    from hetecd.align import choose_move
-    from hetecd.folders import match_tiles
-    from hetecd.grids import GridChoice
+def _predict_pair(args: Namespace, opened: Callable[..., Network]) -> None:
     from hetecd.image import are_tiles
-    from hetecd.memory import fitting_batch
-    from hetecd.pair import open_pair
-    from hetecd.predict import predict_folder, predict_scene
-    from hetecd.results import About, describe_weights
-    from hetecd.vector import PolygonSettings
 
-    predictor, info = open_predictor(args.weights, args)
-    before_is: Role = args.before_is or info.before_is
-    threshold = info.threshold if args.threshold is None else args.threshold
-    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
-    choice: GridChoice = fill(GridChoice, args)
-    if are_tiles(args.before, args.after):
-        choice.refuse_for_tiles(args.before)
-        if args.report:
-            raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
-        summary = predict_folder(
-            match_tiles(args.before, args.after), predictor, args.out, info.optical, info.sar, before_is, threshold,
-            args.tile, args.overlap, batch,
-        )  # fmt: skip
-        print(f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed")
-    else:
-        weights = describe_weights(args.weights or DEFAULT_WEIGHTS, info.scores)
-        open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
-        found = choose_move(open_moved, args.align)
-        about = About(weights, args.tta, args.precision, args.runtime, found.summary() if found else None, model=info)
-        with open_moved(found.sar_move if found else None) as pair:
-            summary = predict_scene(
-                pair, predictor, args.out, threshold, args.tile, args.overlap, batch, about=about, redo=args.redo,
-                polygons=PolygonSettings(args.format, args.min_area, args.simplify), keep_batch=args.batch is None,
-            )  # fmt: skip
-        area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
-        changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
-        print(f"{changed}, {summary.polygons} polygons{area}")
-    print(f"written: {args.out}")
+    said = (_predict_tiles if are_tiles(args.before, args.after) else _predict_scene)(args, opened)
+    print(f"{said}\nwritten: {args.out}")
     if args.report:
         from hetecd.report import write_report
 
         print(f"written: {write_report(args.out)}")
+
+
+def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
+    from hetecd.folders import match_tiles
+    from hetecd.grids import GridChoice
+    from hetecd.memory import fitting_batch
+    from hetecd.predict import predict_folder
+
+    fill(GridChoice, args).refuse_for_tiles(args.before)
+    if args.report:
+        raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
+    network = opened(args.weights, args.runtime, args.device, args.precision)
+    info = network.info
+    summary = predict_folder(
+        match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar,
+        args.before_is or info.before_is, info.threshold if args.threshold is None else args.threshold,
+        args.tile, args.overlap, fitting_batch(args.tile, args.device) if args.batch is None else args.batch,
+    )  # fmt: skip
+    return f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+
+
+def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
+    from hetecd.predict import finished_scene
+    from hetecd.sources import graph_files, request_of
+    from hetecd.vector import PolygonSettings
+
+    polygons = PolygonSettings(args.format, args.min_area, args.simplify)
+    settings = {key: args[key] for key in vars(args) if key not in IN_ANY_WAY}
+    files = [*graph_files(args.weights or DEFAULT_WEIGHTS), *([args.aoi] if args.aoi else [])]
+    asked = request_of(settings, [args.before, args.after], files)
+    summary = None if args.redo else finished_scene(args.out, asked, polygons)
+    if summary is None:
+        summary = _map_scene(args, opened, asked, polygons)
+    area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
+    changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+    return f"{changed}, {summary.polygons} polygons{area}"
+
+
+def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, polygons: "PolygonSettings") -> "Summary":
+    from hetecd.align import choose_move
+    from hetecd.grids import GridChoice
+    from hetecd.memory import fitting_batch
+    from hetecd.pair import open_pair
+    from hetecd.predict import predict_scene
+    from hetecd.results import About
+
+    network = opened(args.weights, args.runtime, args.device, args.precision)
+    info, choice = network.info, fill(GridChoice, args)
+    before_is = args.before_is or info.before_is
+    threshold = info.threshold if args.threshold is None else args.threshold
+    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
+    open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
+    found = choose_move(open_moved, args.align)
+    about = About(
+        network.description, args.tta, args.precision, args.runtime, network.device,
+        found.summary() if found else None, model=info, asked=asked,
+    )  # fmt: skip
+    with open_moved(found.sar_move if found else None) as pair:
+        return predict_scene(
+            pair, network.predictor(args.tta), args.out, threshold, args.tile, args.overlap, batch, about=about,
+            redo=args.redo, polygons=polygons, keep_batch=args.batch is None,
+        )  # fmt: skip
 
 
 def align_arguments(parser: ArgumentParser) -> None:

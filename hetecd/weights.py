@@ -207,6 +207,13 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     info = model.info
     if info is None:
         raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
+    return from_raw(normalised_predictor(model, device, precision), info.optical, info.sar)
+
+
+def normalised_predictor(
+    model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto"
+) -> Predictor:
+    """As :func:`predictor`, of normalised images; it needs no ``info``, and warns of nothing."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -226,4 +233,4 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
             prob = logits.float().softmax(1)[:, 1]
         return np.ascontiguousarray(prob.cpu().numpy(), dtype=np.float32)
 
-    return from_raw(compute, info.optical, info.sar)
+    return compute

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -81,12 +82,15 @@ class Work:
         folder: for files on the way.
         batch: windows to give to the predictor at a time.
         done: the finished blocks.
+        warnings: what this run and those that were cut off warned of.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any] | None, batch: int, keep_batch: bool) -> None:
         self.folder = folder
         self.batch = batch
         self.done: dict[Window, Block] = {}
+        self.warnings: list[str] = []
+        self._lock = threading.Lock()
         self._journal = folder / "journal"
         made_from = json.loads(json.dumps(made_from))
         if not self._read(made_from, keep_batch):
@@ -117,9 +121,15 @@ class Work:
         self._note({"images": names, **asdict(block)})
         self.done[block.window] = block
 
+    def warn(self, text: str) -> None:
+        """Keep a warning, each once, also for a run that goes on."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self._note({"warning": text})
+
     def _note(self, entry: Mapping[str, Any]) -> None:
-        """Add a line to the journal."""
-        with writing(self._journal), open(self._journal, "r+b") as file:
+        """Add a line to the journal; from any thread."""
+        with self._lock, writing(self._journal), open(self._journal, "r+b") as file:
             file.seek(0, os.SEEK_END)
             file.write(json.dumps(entry).encode() + b"\n")
 
@@ -145,6 +155,8 @@ class Work:
                 self._check(entry["made_from"], made_from)
             if "batch" in entry:
                 least = entry["batch"]
+            elif "warning" in entry:
+                self.warnings.append(entry["warning"])
             else:
                 window = Window(**entry.pop("window"))
                 if all(self._path(name, window).is_file() for name in entry.pop("images")):

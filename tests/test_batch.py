@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rasterio.transform import Affine
 
-from hetecd import cli
+from hetecd import cli, weights
 from hetecd.batch import read_pairs, run_pairs
 from hetecd.config import ModelConfig
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-from hetecd.modality import uint8_modality
+from hetecd.modality import Modality, uint8_modality
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.weights import fresh, save
 
@@ -99,9 +99,9 @@ def test_a_failure_does_not_stop_the_rest(tmp_path, caplog):
     assert statuses(tmp_path / "out")["four"] == ("waiting", "")
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, caplog, monkeypatch):
     config = ModelConfig("residual_s", 1, 1, width=8)
-    info = ModelInfo(model=config, optical=uint8_modality((1,)), sar=uint8_modality((1,)))
+    info = ModelInfo(model=config, optical=uint8_modality((1,)), sar=Modality((1,), (0.0,), (1.0,)))
     save(tmp_path / "net.safetensors", fresh(config, 0), info)
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c"):
@@ -110,7 +110,12 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text("before,after,threshold\na.tif,b.tif,\na.tif,gone.tif,\nb.tif,c.tif,0\n")
     command = ["predict", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out"), "--threshold", "1"]
     command += ["--weights", str(tmp_path / "net.safetensors")]
+    opened = []
+    load = weights.load
+    monkeypatch.setattr(weights, "load", lambda path: opened.append(path) or load(path))
     assert cli.main(command) == 1
+    assert len(opened) == 1  # for all rows
+    assert caplog.text.count("sar: ") == 2  # but each scene hears of values that are not those of training
     said = capsys.readouterr().err
     assert "1 of 3 scenes failed" in said
     assert {name: status for name, (status, _) in statuses(tmp_path / "out").items()} == {
@@ -122,6 +127,9 @@ def test_the_command(tmp_path, capsys):
     times = {name: path.stat().st_mtime_ns for name, path in maps.items()}
     (tmp_path / "gone.tif").write_bytes((tmp_path / "b.tif").read_bytes())
     assert cli.main(command) == 0
+    assert len(opened) == 2
+    assert cli.main(command) == 0
+    assert len(opened) == 2  # all was there
     assert times == {name: path.stat().st_mtime_ns for name, path in maps.items()}  # only what was missing was done
     assert {status for status, _ in statuses(tmp_path / "out").values()} == {"done"}
     (tmp_path / "pairs.csv").write_text("before,after,threshold\na.tif,b.tif,often\n")

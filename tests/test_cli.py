@@ -1,6 +1,8 @@
 """What a person types, and what it answers: results, one clear line, exit codes."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,10 @@ from rasterio.vrt import WarpedVRT
 from scipy import ndimage
 
 import hetecd
-from hetecd import cli, network_verbs
+from hetecd import cli, network_verbs, scene_verbs
 from hetecd.config import ModelConfig, TrainConfig, checked, configs, read_recipe, recipe_keys
 from hetecd.errors import ConfigError
-from hetecd.flags import DEFAULT_WEIGHTS
+from hetecd.flags import DEFAULT_WEIGHTS, Network, open_network
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.synth import write_pair
 from hetecd.train import Hardware, fit
@@ -323,6 +325,44 @@ def test_a_pair_without_crs_is_mapped_without_an_area(
     said = capsys.readouterr().out
     assert "valid pixels changed" in said
     assert "ha" not in said.split("written")[0].replace("changed", "")
+
+
+def test_a_finished_scene_is_known_before_anything_is_read(
+    checkpoint: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*more: str) -> None:
+        opened.clear()
+        assert cli.main([*words, *more]) == 0
+
+    def seen(*args: object) -> Network:
+        opened.append(args)
+        return open_network(*args)  # type: ignore[arg-type]
+
+    opened: list[tuple[object, ...]] = []
+    monkeypatch.setattr(scene_verbs, "open_network", seen)
+    pair = [shutil.copy(scene / f"{name}.tif", tmp_path) for name in ("optical", "sar")]
+    out = tmp_path / "out"
+    words = ["predict", *map(str, pair), "-o", str(out), "--weights", str(checkpoint), "--align", "off"]
+    run()
+    first = capsys.readouterr().out
+    for path in (out / "change.tif", tmp_path / "optical.tif"):
+        assert path.is_file()
+    run("--report")
+    assert (not opened, (out / "report.html").is_file()) == (True, True)
+    assert capsys.readouterr().out.startswith(first)
+    run("--batch", "3")
+    assert not opened
+    for more in (["--threshold", "0.9"], ["--format", "fgb"], ["--redo"]):  # each is asked for something else
+        run(*more)
+        assert opened
+    os.utime(tmp_path / "sar.tif")  # which may be another image now
+    run()
+    assert opened
+    (out / "item.json").unlink()
+    run()
+    assert opened
+    run()
+    assert not opened
 
 
 def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from rasterio.warp import transform as transform_points
 from test_pair import ONE, OPTICAL, SAR, UTM, WGS84, ground, inside, read, save
 
 from hetecd.errors import InputError
+from hetecd.files import sha256
 from hetecd.grids import GridChoice, choose_grid
 from hetecd.pair import open_pair
 from hetecd.place import at_grid
 from hetecd.raster import Grid
-from hetecd.results import About, describe, sha256
+from hetecd.results import About, describe
 from hetecd.tiles import Window
 
 PLAIN = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 300, 400)

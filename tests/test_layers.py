@@ -17,7 +17,7 @@ ROWS = [
     {"info", "raster"},
     {"place", "ground", "outline", "synth_world", "ops", "cog"},
     {"image", "grids", "encoder", "difference", "vector", "work"},
-    {"pair", "preview", "residual", "stac", "orientation"},
+    {"pair", "preview", "residual", "stac", "orientation", "sources"},
     {"align", "results", "stream", "batch", "map_tiles", "jobs", "synth_render", "model", "runtime"},
     {"predict", "inspection", "survey", "synth", "losses", "weights", "graph"},
     {"convert", "augment", "data", "resume", "report"},

@@ -52,7 +52,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(PlainHeteCD(8).state_dict(), folder / "published.pth")
     encoder = Encoder(ENCODERS["pvt_v2_b0"], 3).state_dict()
     torch.save({_TIMM.names(key)[0]: value for key, value in encoder.items()}, folder / "pvt_v2_b0.pth")
-    words = "train recipes/quick.yaml --data data --out demo/run_both --sar-db true".split()
+    words = ["train", "recipes/quick.yaml", "--data", "data", "--out", "demo/run_both", "--sar-db", "true"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main([*words, *SHORT["train"]]) == 0

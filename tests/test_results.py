@@ -59,7 +59,7 @@ def test_the_summary_says_what_was_done(tmp_path):
     assert summary["weights"]["scores"] == {"iou": 0.5}
     assert summary["settings"] == {
         "threshold": 0.6, "tile_px": 64, "overlap_px": 16, "tta": True, "precision": "bf16", "runtime": "auto",
-        "min_area": 0, "simplify": 0,
+        "device": "cpu", "min_area": 0, "simplify": 0,
     }  # fmt: skip
     assert (summary["alignment"], summary["warnings"]) == (alignment, ["look"])
     assert sorted(summary["outputs"]) == sorted(os.listdir(tmp_path / "out"))
@@ -179,12 +179,14 @@ def test_inputs_are_found_from_any_folder(tmp_path, monkeypatch):
     assert windows[0] > windows[1] == 0
 
 
-def test_inputs_that_are_no_files_have_no_checksum(tmp_path):
+def test_inputs_that_are_no_files_have_that_of_what_they_name(tmp_path):
     write_files(tmp_path, MERCATOR)
     name = "GTIFF_DIR:1:" + str(tmp_path / "optical.tif")
     with open_pair(name, tmp_path / "sar.tif", "optical", TWO, ONE) as pair:
         predict_scene(pair, pointwise, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["before"] == {"path": name, "bytes": None, "sha256": None, "is": "optical"}
+    sources = {"files": 1, **{key: summary["before"]["sources"][key] for key in ("bytes", "sha256")}}
+    assert summary["before"] == {"path": name, "bytes": None, "sha256": None, "sources": sources, "is": "optical"}
+    assert sources["bytes"] == (tmp_path / "optical.tif").stat().st_size
     with rasterio.open(tmp_path / "out" / "probability.tif") as dataset:
         assert dataset.tags()["before_sha256"] == "unknown"

@@ -1,12 +1,14 @@
 """A scene is mapped over a night: killed at any moment it goes on, finished it is left alone."""
 
 import json
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -155,6 +157,25 @@ def test_interrupted_it_goes_on_with_its_batch(files, tmp_path):
     assert max(seen) == 2
 
 
+def test_what_a_run_that_was_cut_off_warned_of_is_not_lost(files, tmp_path, expected):
+    def doubtful(optical, sar):
+        calls.append(0)
+        if len(calls) == 1:
+            logging.getLogger("hetecd").warning("optical: looks strange")
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        logging.getLogger("hetecd").warning("sar: looks strange, too")
+        return pointwise(optical, sar)
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path, doubtful)
+    run(files, tmp_path, doubtful)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["warnings"] == ["optical: looks strange", "sar: looks strange, too"]
+    assert content(tmp_path) == expected[0]
+
+
 def test_finished_it_is_not_done_again(files, tmp_path, expected):
     def never(optical, sar):
         raise AssertionError("it is finished")
@@ -197,6 +218,8 @@ def test_other_settings_are_refused_before_anything_is_lost(files, tmp_path):
         pytest.raises(InputError, match=r"settings.threshold 0.7, expected 0.6"),
     ):
         predict_scene(pair, pointwise, tmp_path, 0.6, 128, 32, 2, about=ABOUT)
+    with pytest.raises(InputError, match=r"settings.device cpu, expected cuda"):
+        run(files, tmp_path, about=replace(ABOUT, device="cuda"))
     assert (tmp_path / FOLDER / "journal").read_bytes() == journal
 
 

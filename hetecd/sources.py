@@ -1,0 +1,133 @@
+"""What an image is read from, and how it is known again: its file, those that it names, what a server says of a URL."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import hetecd
+from hetecd.files import sha256
+from hetecd.image import granule_files
+from hetecd.raster import files_of, is_remote, open_raster
+
+HTTP = re.compile(r"(?:/vsicurl/)?(https?://.+)")
+COMPANIONS = (".aux.xml", ".ovr")  # statistics and small copies that viewers leave beside an image
+PATIENCE_S = 15
+
+
+def identify(path: Path | str) -> dict[str, Any]:
+    """Path, bytes and sha256 of an image, as ``summary.json`` has them; the last two are null for what is no file.
+
+    Of a folder of granules they are the sum of the sizes and the checksum of the listing that sha256sum prints. Where
+    an image is read from other files, too (a virtual raster, a container, a mask beside it), ``sources`` says how many,
+    and size and checksum of them in the same way. Of a URL ``version`` is the ETag or else the time of change that the
+    server tells. A checksum or version that nothing tells is None.
+
+    Raises:
+        InputError: there is no such image.
+    """
+    if os.path.isdir(path):
+        return {"path": os.path.abspath(path), **_together(granule_files(path))}
+    if match := HTTP.fullmatch(str(path)):
+        size, version = _served(match[1])
+        return {"path": str(path), "bytes": size, "sha256": None, "version": version}
+    others = [file for file in _files(path) if os.path.abspath(file) != os.path.abspath(path)]
+    return {**identify_file(path), **_sources(others)}
+
+
+def identify_file(path: Path | str) -> dict[str, Any]:
+    """Path, bytes and sha256 of a single file; null where it is none of this machine."""
+    if not os.path.isfile(path):
+        return {"path": str(path), "bytes": None, "sha256": None}
+    path = os.path.abspath(path)  # the results are also read from other folders than this one
+    return {"path": path, "bytes": os.path.getsize(path), "sha256": sha256(path)}
+
+
+def identify_graph(path: Path | str) -> dict[str, Any]:
+    """The same of a checkpoint or an exported graph, ``sources`` being what else it is read from."""
+    others = graph_files(path)[1:]
+    return {**identify_file(path), **_sources(others)}
+
+
+def graph_files(path: Path | str) -> list[Path]:
+    """The file of a checkpoint or graph, and the one beside it in which OpenVINO keeps the weights."""
+    weights = Path(path).with_suffix(".bin")
+    return [Path(path), *([weights] if Path(path).suffix.lower() == ".xml" and weights.is_file() else [])]
+
+
+def is_known(entry: Mapping[str, Any]) -> bool:
+    """Whether something tells when the content of an identified image is another one."""
+    parts = [entry.get("sources"), entry]
+    return next(bool(part["sha256"] or part.get("version")) for part in parts if part)
+
+
+def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files: Iterable[Path | str]) -> str:
+    """A digest of what is asked for, found without reading a pixel: other settings or any touched file change it.
+
+    Args:
+        settings: of the run.
+        images: whatever :func:`identify` takes.
+        files: that are no images; those that do not exist count as such.
+
+    Raises:
+        InputError: there is no such image.
+    """
+    stamps = [[_stamp(file) for file in together] for together in (*map(_files, images), files)]
+    asked = [hetecd.__version__, dict(settings), stamps]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files(path: Path | str) -> list[str]:
+    """Files and URLs that an image is read from; where it is a file itself, it is the first."""
+    if os.path.isdir(path):
+        return [str(file) for file in granule_files(path)]
+    if is_remote(str(path)):
+        return [str(path)]
+    with open_raster(path) as dataset:
+        return [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
+
+
+def _stamp(file: Path | str) -> list[Any]:
+    if match := HTTP.fullmatch(str(file)):
+        return [match[1], *_served(match[1])]
+    try:
+        status = os.stat(file)
+    except OSError:
+        return [str(file)]
+    # The time of the last change of the inode cannot be set by a copy that keeps times.
+    return [os.path.abspath(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _sources(files: Sequence[Path | str]) -> dict[str, Any]:
+    return {"sources": {"files": len(files), **_together(files)}} if files else {}
+
+
+def _together(files: Iterable[Path | str]) -> dict[str, Any]:
+    """Bytes and checksum of several files; None where nothing tells those of one."""
+    size, lines = 0, []
+    for file in files:
+        match = HTTP.fullmatch(str(file))
+        if match or is_remote(str(file)):
+            known = _served(match[1]) if match else (None, None)
+        else:
+            known = os.path.getsize(file), sha256(file)
+        if None in known:
+            return {"bytes": None, "sha256": None}
+        size += known[0] or 0
+        lines.append(f"{known[1]}  {Path(file).name}\n")
+    return {"bytes": size, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+
+
+def _served(url: str) -> tuple[int | None, str | None]:
+    """Bytes and version of a URL; None where the server does not tell."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=PATIENCE_S) as answer:
+            headers = answer.headers
+    except (OSError, ValueError):  # whoever reads the pixels will say what is wrong
+        return None, None
+    size = headers.get("Content-Length", "")
+    return int(size) if size.isdecimal() else None, headers.get("ETag") or headers.get("Last-Modified")
