@@ -1,7 +1,9 @@
 """What several test files share."""
 
 import dataclasses
+import fcntl
 import functools
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -49,8 +51,28 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def decided(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run of tests share; what is made there is made :func:`once`."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """A file that the first process to need it makes, and that nobody changes."""
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def decided(tiles: Path, common: Path) -> Path:
     """A checkpoint that nobody trained but that finds change in half of the pixels of the small data set."""
+    return once(common / "decided.safetensors", functools.partial(_decide, tiles))
+
+
+def _decide(tiles: Path, path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(encoder="mit_b0", width=16, optical_channels=4, sar_channels=1, attention="rescaled")
     optical = Modality((1, 2, 3, 4), (0.0,) * 4, (3000.0,) * 4)
@@ -62,23 +84,18 @@ def decided(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = TileDataset(files, TrainConfig(), net.info.optical, net.info.sar)
     probs = [prob for _, prob in predict_tiles(predictor(net), data, 8)]
     info = dataclasses.replace(net.info, threshold=float(np.median(probs)))
-    path = tmp_path_factory.mktemp("decided") / "net.safetensors"
     save(path, net, info)
-    return path
 
 
 @pytest.fixture(scope="session")
 def graphs(decided: Path, tiles: Path) -> Callable[[str], Path]:
     """Export that checkpoint, once for each of "f32.onnx", "f32.xml", "bf16.xml" and "int8.xml"."""
 
-    @functools.cache
-    def make(name: str) -> Path:
-        path = decided.parent / name
+    def make(path: Path) -> None:
         to: Target = "onnx" if path.suffix == ".onnx" else "openvino"
         export_file(decided, path, to, path.stem, tiles)  # type: ignore[arg-type]
-        return path
 
-    return make
+    return lambda name: once(decided.with_name(name), make)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from hetecd import cli, export
 from hetecd.config import checked, configs, read_recipe
 from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
-from hetecd.graph import Graph
 from hetecd.modality import Floats
 from hetecd.model import HeteCD
 from hetecd.runtime import KINDS, open_graph
+from hetecd.sources import graph_files
 from hetecd.synth import write_pair
 from hetecd.weights import load, predictor, save
 
@@ -32,6 +33,11 @@ def _raw(batch: int, height: int, width: int) -> tuple[Floats, Floats]:
     sar = rng.gamma(1.0, 0.05, (batch, 1, height, width)).astype(np.float32)
     optical[:, :, :4] = np.nan
     return optical, sar
+
+
+def _copy(graph: Path, path: Path) -> None:
+    for file in graph_files(graph):
+        shutil.copy(file, path.with_suffix(file.suffix))
 
 
 @pytest.mark.parametrize("name", ["f32.onnx", "f32.xml", "bf16.xml", "int8.xml"])
@@ -75,16 +81,17 @@ def test_lower_precision_makes_smaller_files(graphs: Graphs) -> None:
 
 @pytest.mark.parametrize(("name", "defect", "kept"), [("a.onnx", 0.01, ["a.onnx"]), ("a.xml", float("nan"), [])])
 def test_other_numbers_are_refused(
-    name: str, defect: float, kept: list[str], decided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    name: str, defect: float, kept: list[str], graphs: Graphs, decided: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """A graph that went wrong on its way is not written, and what was there stays."""
 
-    def broken(net: torch.nn.Module, int8: bool) -> Graph:
-        graph = Graph(net, int8)  # type: ignore[arg-type]
-        graph.net.decoder.head[3].bias.data[1] += defect
-        return graph
+    def other(net: HeteCD, path: Path, *_: object) -> None:
+        """Writes the graph of a network of other weights."""
+        _copy(graphs(f"f32{path.suffix}"), path)
+        net.decoder.head[3].bias.data[1] += defect
 
-    monkeypatch.setattr(export, "Graph", broken)
+    monkeypatch.setattr(export, "write_onnx" if name == "a.onnx" else "write_openvino", other)
     for old in kept:
         (tmp_path / old).write_text("the good one")
     out = tmp_path / name if kept else tmp_path / "new" / name
@@ -150,13 +157,15 @@ def test_what_does_not_fit_is_refused_before_any_work(
 def test_export_predict_evaluate(
     decided: Path, graphs: Graphs, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line: a graph is used wherever a checkpoint is, and scores alike."""
-    out = tmp_path / "new" / "a.onnx"
-    assert cli.main(["export", str(decided), "-o", str(out), "--to", "onnx"]) == 0
+    """From the command line: any name will do, a graph is used wherever a checkpoint is, and scores alike."""
+    made = tmp_path / "new" / "run[1].xml"
+    assert cli.main(["export", str(decided), "-o", str(made), "--to", "openvino"]) == 0
     said = capsys.readouterr().out
     assert f"of {96 * 128 + 2 * 75 * 110} pixels" in said
-    assert said.endswith(f"written: {out}\n")
-    assert [path.name for path in out.parent.iterdir()] == ["a.onnx"]
+    assert said.endswith(f"written: {made}\n")
+    assert sorted(path.name for path in made.parent.iterdir()) == ["run[1].bin", "run[1].xml"]
+    assert made.with_suffix(".bin").read_bytes() == graphs("f32.xml").with_suffix(".bin").read_bytes()
+    out = graphs("f32.onnx")
     scores = []
     for weights, *words in ((decided, "--precision", "f32"), (out, "--runtime", "onnx"), (graphs("int8.xml"),)):
         assert cli.main(["evaluate", str(weights), "--data", str(tiles), "-o", str(tmp_path / "s"), *words]) == 0
@@ -173,13 +182,11 @@ def test_export_predict_evaluate(
     assert not (tmp_path / "m").exists()
 
 
-def test_any_name_will_do(decided: Path, tmp_path: Path) -> None:
-    export_file(decided, tmp_path / "run[1].xml", "openvino")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run[1].bin", "run[1].xml"]
-
-
-def test_a_full_disk_leaves_nothing(decided: Path, small_disk: Callable[[str], Path]) -> None:
-    disk = small_disk("3m")
+def test_a_full_disk_leaves_nothing(
+    decided: Path, graphs: Graphs, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(str(int(1.5 * graphs("f32.onnx").stat().st_size)))  # for the ONNX graph, not for what comes of it
+    monkeypatch.setattr(export, "write_onnx", lambda _net, path, *_: _copy(graphs("f32.onnx"), path))
     with pytest.raises(OutputError, match=r"a\.xml"):
         export_file(decided, disk / "a.xml", "openvino")
     assert list(disk.iterdir()) == []
