@@ -7,6 +7,7 @@ is opened, and must lie in the served folder or in one that was named as a place
 
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,7 @@ from hetecd.map_tiles import levels, read_tile, read_whole
 from hetecd.modality import Floats
 from hetecd.preview import Stretch, coarseness, shown_bands, stretch
 from hetecd.raster import Grid, open_raster
-from hetecd.report import POLYGONS as MOST_POLYGONS
-from hetecd.report import PREVIEW_PX, attempt, level_image, picture_image, polygon_bins, title_of, view
+from hetecd.report import MOST_POLYGONS, PREVIEW_PX, attempt, level_image, picture_image, polygon_bins, title_of, view
 from hetecd.survey import (
     CHANGE,
     POLYGONS,
@@ -81,6 +81,7 @@ class Gallery:
                 raise InputError(f"{folder}: found no such folder, expected one to serve; check the path")
         self.root = Path(root).resolve()
         self._allowed = (self.root, *(Path(folder).resolve() for folder in images))
+        self._opened: dict[str, _Opened] = {}
 
     def entries(self) -> list[Entry]:
         """All results, the newest first."""
@@ -114,16 +115,25 @@ class Gallery:
             AbsentError: there is no such result.
             InputError: it cannot be shown at all, or lies outside.
         """
-        folder = self._folder(name)
-        for path in (folder / file for file in FILES):
+        opened = self._opened.get(name)
+        if opened is None or opened.states != [_state(path) for path in opened.paths]:
+            opened = self._opened[name] = self._open(self._folder(name))
+        return opened.results
+
+    def _open(self, folder: Path) -> "_Opened":
+        paths = [folder / file for file in FILES]
+        states = [_state(path) for path in paths]  # before they are looked at, so that nothing changes unseen
+        for path in paths:
             if path.exists():
                 self._pixels(path) if path.suffix == ".tif" else self.inside(path)
         results = open_results(folder)
         missing, summary = list(results.missing), dict(results.summary)
         for date, (_, place) in inputs(results).items():
+            paths.append(Path(place))
+            states.append(_state(Path(place)))
             real = attempt(missing, self._image, place)
             summary[date] = {**summary[date], "path": str(real) if real else ""}
-        return replace(results, summary=summary, missing=tuple(missing))
+        return _Opened(replace(results, summary=summary, missing=tuple(missing)), paths, states)
 
     def inside(self, path: Path | str) -> Path:
         """Where a file really is; InputError unless that is in the served folder or one of the folders of images."""
@@ -210,6 +220,31 @@ class Gallery:
             raise AbsentError(f"{layer}: found no such image of {results.folder.name} that may be shown")
         is_, place = found
         return _Source(Path(place), is_, results.grid, results.sar_move if is_ == "sar" else None)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A result that was looked at, and the files that it was read from, as they were before."""
+
+    results: Results
+    paths: list[Path]
+    states: list[tuple[Any, ...]]
+
+
+def _state(path: Path) -> tuple[Any, ...]:
+    """Changes when a file, a folder of granules, or what GDAL reads along with either changes or becomes another."""
+    files = [path, *(Path(f"{path}{suffix}") for suffix in SIDE_FILES)]
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; names with a zero byte
+        files += sorted(path.iterdir()) if path.is_dir() else [Path(f"{path.resolve()}{s}") for s in SIDE_FILES]
+    return tuple(_status(file) for file in files)
+
+
+def _status(path: Path) -> tuple[Any, ...]:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return (str(path),)
+    return str(path), found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A prediction is the command `hetecd predict`, so that a page gives what a termin
 memory takes nothing else with it. Its progress is the bar that it draws for a terminal.
 """
 
+import asyncio
 import os
 import pty
 import queue
@@ -16,13 +17,15 @@ import termios
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hetecd.config import Role
 from hetecd.errors import AbsentError, InputError, OutputError
-from hetecd.files import writing
+from hetecd.files import locked, writing
+from hetecd.raster import open_raster
 
 State = Literal["uploading", "waiting", "running", "done", "failed"]
 Date = Literal["before", "after"]
@@ -35,6 +38,7 @@ KINDS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "BigTIFF", b"MM\0+": "Big
 MARK_BYTES = 16  # more than the longest of them
 BAR = re.compile(r"(\d+) ?% ?\|")  # how a bar on a terminal begins
 MOST_OPEN = 16
+STAGE = ".hetecd-upload-"
 PATIENCE_S = 3600  # without a byte, after which an upload is given up
 SHOWN = 200  # jobs remembered
 
@@ -81,12 +85,14 @@ class Jobs:
         self.root, self.options, self.limit_bytes = root, tuple(options), limit_bytes
         self.all: dict[str, Job] = {}
         self._touched: dict[str, float] = {}
+        self._held: dict[str, ExitStack] = {}
         self._queue: queue.Queue[Job | None] = queue.Queue()
         self._process: subprocess.Popen[bytes] | None = None
         self._current: Job | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+        _remove_stale(root)
 
     def find(self, key: str) -> Job:
         """A job by its id; AbsentError where there is none."""
@@ -123,13 +129,13 @@ class Jobs:
             del self.all[key]
 
     def _stage(self, job: Job) -> Path:
-        return self.root / f".hetecd-upload-{job.id}"
+        return self.root / f"{STAGE}{job.id}"
 
     def fail(self, job: Job, message: str) -> None:
         """End a job and remove what it left; why it ended first stays."""
         if job.state != "failed":
             job.state, job.message = "failed", message
-        shutil.rmtree(self._stage(job), ignore_errors=True)
+        self._drop(job)
 
     async def receive(self, job: Job, date: Date, chunks: AsyncIterator[bytes], announced: int | None) -> None:
         """Take one file; when both are there, the job waits for its turn.
@@ -147,16 +153,16 @@ class Jobs:
         if job.state != "uploading" or date in job.received:
             found = f"is {job.state} {job.message}".rstrip() if job.state != "uploading" else f"has {date} already"
             raise InputError(f"upload: {job.name} {found}; start anew")
-        path = self._stage(job) / f"{date}.tif"
+        path, part = (self._stage(job) / f"{date}{suffix}" for suffix in (".tif", ".part"))
         job.received[date] = 0
         try:
             if (announced or 0) > self.limit_bytes:
                 raise InputError(self._too_large(announced or 0))
             with writing(path):
-                path.parent.mkdir(exist_ok=True)
+                self._hold(job)
                 _check_space(self.root, announced or 0)
                 start, checked = b"", False
-                with path.open("xb") as file:
+                with part.open("xb") as file:
                     async for chunk in chunks:
                         if job.state != "uploading":  # cancelled, or the other date could not be taken
                             raise InputError(f"upload: {job.name} has ended, {job.message}; start anew")
@@ -171,12 +177,25 @@ class Jobs:
                             raise InputError(self._too_large(job.received[date]))
             if not checked:  # it is that small
                 _check_start(path, start)
+            await asyncio.to_thread(_check_image, part, path.name)
+            with writing(path):
+                part.rename(path)
         except BaseException as error:  # a browser that goes away, too
             self.fail(job, str(error) or "the upload was interrupted")
             raise
         if set(job.received) == set(DATES) and all((self._stage(job) / f"{d}.tif").is_file() for d in DATES):
             job.state = "waiting"
             self._queue.put(job)
+
+    def _hold(self, job: Job) -> None:
+        """Make the folder of an upload; servers that start leave it alone as long as this one lives."""
+        if job.id not in self._held:
+            self._held[job.id] = ExitStack()
+            self._held[job.id].enter_context(locked(self._stage(job)))
+
+    def _drop(self, job: Job) -> None:
+        shutil.rmtree(self._stage(job), ignore_errors=True)
+        self._held.pop(job.id, ExitStack()).close()
 
     def _too_large(self, found: int) -> str:
         return (
@@ -218,7 +237,7 @@ class Jobs:
                 self.fail(job, job.message or str(error))
             else:
                 job.state, job.percent = "done", 100
-                shutil.rmtree(self._stage(job), ignore_errors=True)
+                self._drop(job)
 
     def _predict(self, job: Job, folder: Path) -> None:
         """Run the command and follow its bar; InputError with its message where it fails."""
@@ -247,6 +266,22 @@ class Jobs:
         if code:
             said = re.findall(r"hetecd: error: (.*)", text)
             raise InputError(said[-1].strip() if said else f"the prediction ended with exit code {code}")
+
+
+def _check_image(path: Path, name: str) -> None:
+    """InputError unless GDAL can open an upload, and it names no other file; it is called by its name to be."""
+    try:
+        with open_raster(path):
+            pass
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), name)) from None
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove uploads to servers that were killed; those to others that serve the same folder are locked."""
+    for folder in root.glob(f"{STAGE}*"):
+        with suppress(InputError, OutputError), locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_space(folder: Path, size_bytes: int) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ READING = {  # in force both when a file is opened and when it is read
 
 
 DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_:]?(0[1-9]|1[0-2])[-_:]?(0[1-9]|[12]\d|3[01])(?!\d)")
+CLOCK = re.compile(r"[T ]([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d)(?!\d)")
 DAY_TAGS = (
     "ACQUISITIONDATETIME", "ACQUISITION_DATETIME", "ACQUISITION_DATE", "SENSING_TIME", "PRODUCT_START_TIME",
     "DATE_ACQUIRED", "datetime", "DATE", "TIFFTAG_DATETIME",
@@ -206,14 +207,27 @@ def day_of(dataset: Any, path: Path | str) -> tuple[str, str] | None:
 
     Of the tags the last one, TIFFTAG_DATETIME, often tells when the file was written.
     """
+    found = time_of(dataset, path)
+    return (found[0].date().isoformat(), found[2]) if found else None
+
+
+def time_of(dataset: Any, path: Path | str) -> tuple[datetime, datetime, str] | None:
+    """When an image began and ended to be taken (UTC), as far as is told, and what says so, as :func:`day_of`.
+
+    The names of Sentinel's and many other products tell a second (20210730T154809), others a day.
+    """
     tags = {**dataset.tags(ns="IMAGERY"), **dataset.tags()}
     sources = {"file name": Path(path).name, **{tag: str(tags[tag]) for tag in DAY_TAGS if tag in tags}}
     for source, text in sources.items():
         if found := DAY.search(text):
             try:
-                return date(*map(int, found.groups())).isoformat(), source
+                first = datetime(*map(int, found.groups()), tzinfo=UTC)  # type: ignore[misc,arg-type]
             except ValueError:  # the 31st of a month of 30 days is no date
                 continue
+            if clock := CLOCK.match(text, found.end()):
+                first += timedelta(**dict(zip(("hours", "minutes", "seconds"), map(int, clock.groups()), strict=True)))
+                return first, first, source
+            return first, first + timedelta(days=1, seconds=-1), source
     return None
 
 

@@ -39,7 +39,7 @@ from hetecd.survey import (
 )
 
 PREVIEW_PX = 1500  # longest edge of an inlined image
-POLYGONS = 2000  # drawn at most, the largest; the page says how many there are
+MOST_POLYGONS = 2000  # drawn at most, the largest; the page says how many there are
 CORNERS = 60_000  # of all of them together
 IMAGE_BYTES = 600_000  # of one inlined image, which is made coarser until it fits
 
@@ -61,7 +61,7 @@ def write_report(folder: Path | str, path: Path | str | None = None) -> Path:
     results = open_results(folder)
     factor = coarseness(results.grid, PREVIEW_PX)
     missing = list(results.missing)
-    polygons = attempt(missing, read_polygons, results, POLYGONS)
+    polygons = attempt(missing, read_polygons, results, MOST_POLYGONS)
     shapes = polygons.shapes if polygons else np.empty(0, object)
     surveyed = attempt(missing, survey, results, shapes, factor)
     if not results.summary:

@@ -6,17 +6,19 @@ STAC 1.1 with the extensions projection 2.0, file 2.1, classification 2.0 and, w
 
 import hashlib
 import json
-import re
+import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hetecd.errors import InputError
 from hetecd.files import sha256, writing
 from hetecd.ground import outline_wgs84
+from hetecd.image import granule_files
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
-from hetecd.raster import Grid
+from hetecd.raster import Grid, open_raster, time_of
 
 EXTENSION = "https://stac-extensions.github.io/{}/v{}/schema.json"
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -30,8 +32,6 @@ CLASSES = [
     {"value": 1, "name": "changed", "color_hint": "D7191C"},
     {"value": 255, "name": "invalid", "description": "no data in one of the images", "nodata": True},
 ]
-# The time of acquisition as the names of Sentinel's and many other products tell it: 20210730T154809.
-ACQUIRED = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)")
 
 
 def write_item(
@@ -89,15 +89,23 @@ def _place(summary: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
 
 
 def _times(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """When both images were taken, if their names tell, else when the map was made: STAC wants a time."""
-    found = [ACQUIRED.search(Path(summary[date]["path"]).name) for date in ("before", "after")]
-    try:
-        times = [datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC) for match in found if match]
-    except ValueError:  # digits that are no date
-        times = []
-    if len(times) < len(found):
+    """When both images were taken, if names or tags tell, else when the map was made: STAC wants a time."""
+    before, after = (_taken(summary[date]["path"]) for date in ("before", "after"))
+    if before is None or after is None:
         return {"datetime": _utc(datetime.fromisoformat(summary["created"]))}
-    return {"datetime": _utc(times[1]), "start_datetime": _utc(min(times)), "end_datetime": _utc(max(times))}
+    first, last = min(before[0], after[0]), max(before[1], after[1])
+    return {"datetime": _utc(after[0]), "start_datetime": _utc(first), "end_datetime": _utc(last)}
+
+
+def _taken(path: str) -> tuple[datetime, datetime] | None:
+    """First and last second of an image, of a folder's first granule, as far as :func:`hetecd.raster.time_of` knows."""
+    try:
+        image = granule_files(path)[0] if os.path.isdir(path) else path
+        with open_raster(image) as dataset:
+            found = time_of(dataset, image)
+    except InputError:
+        return None
+    return found and found[:2]
 
 
 def _utc(time: datetime) -> str:

@@ -32,6 +32,7 @@ from hetecd.vector import DRIVERS
 
 SUMMARY, CHANGE, PROBABILITY = "summary.json", "change.tif", "probability.tif"
 POLYGONS = [f"change{suffix}" for suffix in DRIVERS]  # one of these
+NUMBER = re.compile(r"0(\.\d+)?|1(\.0+)?|\d(\.\d+)?e-\d{1,2}")  # from 0 to 1, as a tag has it
 _NEEDED = ("before", "after", "settings", "grid", "pixels", "valid_pixels", "changed_pixels", "histogram")
 # What pages rely on: {} = fields, [kind] = a list, [kind] * n = one of n, (kind, None) = may lack, float = any number.
 _INPUT = {"path": str, "is": str, "bytes": (int, None)}
@@ -76,8 +77,8 @@ class Results:
     @property
     def threshold(self) -> float:
         """Probability from which the map calls a pixel changed."""
-        found = (self.summary.get("settings") or {}).get("threshold", self.tags.get("threshold", 0.5))
-        return float(found)
+        found = (self.summary.get("settings") or {}).get("threshold", self.tags.get("threshold"))
+        return 0.5 if found is None else float(found)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ def open_results(folder: Path | str) -> Results:
         summary = {}
     if not opened:
         raise InputError(f"{folder}: found no results ({missing[0]}), expected a folder written by `hetecd predict`")
-    return Results(folder, opened[0][0], summary, opened[0][1], tuple(missing))
+    grid, tags = opened[0]
+    if not NUMBER.fullmatch(tags.get("threshold", "0")):
+        missing.append(f"{folder}: found {tags.pop('threshold')!r} as threshold of the map, expected 0 to 1")
+    return Results(folder, grid, summary, tags, tuple(missing))
 
 
 def _grid_in(summary: Mapping[str, Any]) -> Grid:

@@ -88,12 +88,14 @@ def _decide(tiles: Path, path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def graphs(decided: Path, tiles: Path) -> Callable[[str], Path]:
+def graphs(decided: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Export that checkpoint, once for each of "f32.onnx", "f32.xml", "bf16.xml" and "int8.xml"."""
+    few = tmp_path_factory.mktemp("few")  # of which int8 takes the longer, the more there are
+    write_tiles(few, "train", (0, 1), tile_px=64, scene_px=64)
 
     def make(path: Path) -> None:
         to: Target = "onnx" if path.suffix == ".onnx" else "openvino"
-        export_file(decided, path, to, path.stem, tiles)  # type: ignore[arg-type]
+        export_file(decided, path, to, path.stem, few)  # type: ignore[arg-type]
 
     return lambda name: once(decided.with_name(name), make)
 

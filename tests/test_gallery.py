@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from hetecd import gallery as gallery_module
 from hetecd.errors import AbsentError, InputError
 from hetecd.gallery import Gallery, Layer
 from hetecd.map_tiles import levels
@@ -229,6 +230,35 @@ def test_a_raster_that_is_none_is_refused(root: Path) -> None:
     (root / "one" / "change.tif").write_text("<VRTDataset/>")
     with pytest.raises(InputError, match="found none of TIFF"):
         Gallery(root).view("one")
+
+
+def test_what_did_not_change_is_looked_at_once(root: Path, mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anything that may change what is shown makes it look again."""
+    looked: list[str] = []
+    monkeypatch.setattr(
+        gallery_module, "open_results", lambda folder: looked.append(folder.name) or open_results(folder)
+    )
+    gallery = Gallery(root)
+
+    def looks() -> int:
+        looked.clear()
+        gallery.tile("one", "before", 0, 0, 0)
+        return len(looked)
+
+    image = root / "one" / "optical.tif"
+    assert [looks(), looks()] == [1, 0]
+    for change in (
+        lambda: os.utime(root / "one" / "summary.json"),
+        lambda: os.utime(image),
+        lambda: Path(f"{image}.aux.xml").write_text("<PAMDataset></PAMDataset>"),
+        lambda: (image.rename(root / "one" / "moved.tif"), image.symlink_to(root / "one" / "moved.tif")),
+        (root / "one" / "change.gpkg").unlink,
+    ):
+        change()
+        assert [looks(), looks()] == [1, 0]
+    shutil.rmtree(root / "one")
+    with pytest.raises(AbsentError):
+        looks()
 
 
 def test_a_new_result_of_the_same_name_is_not_the_old_one(root: Path) -> None:

@@ -116,6 +116,10 @@ def test_the_time_is_that_of_the_images_if_they_tell(tmp_path):
     assert (tmp_path / "a" / "out" / "item.json").read_bytes() == first
     made(tmp_path / "c", names=names)  # the same files elsewhere
     assert json.loads((tmp_path / "c" / "out" / "item.json").read_text())["id"] == json.loads(first)["id"]
+    day = made(tmp_path / "d", names=("a_2023-07-14.tif", names[1])).properties
+    assert (day["start_datetime"], day["datetime"]) == ("2023-07-14T00:00:00Z", "2023-07-16T05:35:31Z")
+    day = made(tmp_path / "e", names=(names[0], "b 2023_07_16.tif")).properties
+    assert (day["datetime"], day["end_datetime"]) == ("2023-07-16T00:00:00Z", "2023-07-16T23:59:59Z")
     no_date = ("a_20231399T103629.tif", "b_20230714T103629.tif")
     assert "start_datetime" not in made(tmp_path / "b", names=no_date).properties
 

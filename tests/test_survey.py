@@ -99,6 +99,17 @@ def test_outlines_are_pixels_again(rotation):
     assert len(exact) == 2 > len(coarse)  # the hole is gone
 
 
+def test_a_damaged_threshold_without_a_summary_is_named(folder):
+    (folder / "summary.json").unlink()
+    for text, threshold in (("often", 0.5), ("nan", 0.5), ("-1", 0.5), ("1e-05", 1e-5), ("1.0", 1.0)):
+        for name in ("change.tif", "probability.tif"):
+            with rasterio.open(folder / name, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+                dataset.update_tags(threshold=text)
+        results = open_results(folder)
+        assert results.threshold == threshold
+        assert any(f"found '{text}' as threshold" in line for line in results.missing) == (threshold == 0.5)
+
+
 def test_numbers_without_a_summary_are_those_of_the_summary(folder):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").unlink()
