@@ -20,7 +20,7 @@ report-picture: install
 	$(BIN)/python examples/screenshot.py demo/map/report.html docs/report.png
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --cov=hetecd --cov-fail-under=90 --cov-report=term:skip-covered
 
 # The page of a report in a real browser: needs chromium and chromedriver (Debian: chromium, chromium-driver).
 test-browser: install

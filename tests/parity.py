@@ -1,5 +1,6 @@
 """Access to the parity numbers: weights, images and labels made again from their names, and what they must give."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -24,7 +25,13 @@ def fill_module(folder: Path) -> ModuleType:
 
 
 def state_dict(folder: Path, keys_file: str, entry: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a key list."""
+    """All tensors of a key list, to do with as one likes."""
+    return {key: tensor.clone() for key, tensor in _filled(folder, keys_file, entry).items()}
+
+
+@functools.lru_cache(2)
+def _filled(folder: Path, keys_file: str, entry: str | None) -> dict[str, Tensor]:
+    """The same, made once: that takes the longest of many a test."""
     keys = json.loads((folder / keys_file).read_text())
     fill = fill_module(folder)
     return {k: torch.from_numpy(fill.fill_tensor(k, shape)) for k, shape in (keys[entry] if entry else keys).items()}
