@@ -433,7 +433,8 @@ def _trainer(out: Path, config: TrainConfig, hardware: Hardware) -> pl.Trainer:
         gradient_clip_val=1.0,  # any value makes Lightning call configure_gradient_clipping, which does it
         callbacks=[Keep(out), *([TQDMProgressBar()] if terminal else [])],
         plugins=[SafetensorsIO()],
-        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        # Ctrl-C in the middle of a log line makes the end wait for the next time that the writer flushes by itself.
+        logger=TensorBoardLogger(out, name="tensorboard", version="", flush_secs=5),
         enable_progress_bar=terminal,
         enable_model_summary=False,
         enable_checkpointing=False,
