@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_the_weights_of_a_graph_count(tmp_path):
     assert "sources" not in identify_graph(tmp_path / "net.onnx")
 
 
+def test_of_what_lies_in_an_archive_nothing_tells(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(image(tmp_path / "a.tif", 1), "a.tif")
+    name = f"/vsizip/{tmp_path}/a.zip/a.tif"
+    assert identify(name) == {"path": name, "bytes": None, "sha256": None}
+    assert identify(vrt(tmp_path / "a.vrt", name, 0))["sources"]["sha256"] is None
+    assert not is_known(identify(name))
+    assert asked(name) == asked(name) != asked(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("folder", ["", "dated/"])
 def test_of_a_url_counts_what_the_server_says(server, tmp_path, folder):
     path = image(tmp_path / "a.tif", 1)
@@ -104,6 +115,7 @@ def test_of_a_url_counts_what_the_server_says(server, tmp_path, folder):
     assert is_known(before)
     mosaic = vrt(tmp_path / "a.vrt", f"/vsicurl/{url}", 0)
     sources, requests = identify(mosaic)["sources"], [asked(url), asked(mosaic)]
+    assert identify(server.url("nothing.tif"))["version"] is None  # whoever opens it says why
     os.utime(path, (2e9, 2e9))
     assert identify(url)["version"] != version
     assert identify(mosaic)["sources"]["sha256"] != sources["sha256"]
