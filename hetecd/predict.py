@@ -155,7 +155,10 @@ def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -
     started, outputs = time.monotonic(), _outputs(Path(out_dir), polygons)
     unfinished = (Path(out_dir) / FOLDER).exists()  # of another request
     found = None if unfinished else read_summary({"asked": asked}, outputs)
-    return _summary(found, outputs, Tally(), started) if found else None
+    if not found:
+        return None
+    log.info("%s: finished already; --redo does it again", out_dir)
+    return _summary(found, outputs, Tally(), started)
 
 
 def _outputs(out_dir: Path, polygons: PolygonSettings) -> tuple[Path, ...]:

@@ -328,7 +328,12 @@ def test_a_pair_without_crs_is_mapped_without_an_area(
 
 
 def test_a_finished_scene_is_known_before_anything_is_read(
-    checkpoint: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    scene: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def run(*more: str) -> None:
         opened.clear()
@@ -349,6 +354,7 @@ def test_a_finished_scene_is_known_before_anything_is_read(
         assert path.is_file()
     run("--report")
     assert (not opened, (out / "report.html").is_file()) == (True, True)
+    assert caplog.messages[-1] == f"{out}: finished already; --redo does it again"
     assert capsys.readouterr().out.startswith(first)
     run("--batch", "3")
     assert not opened
