@@ -100,7 +100,8 @@ class TrainConfig:
         data_licence: licence of the training data, written into the checkpoint.
         ignore_255: labels are {0, 1, 255} and 255 means "do not count".
         tile_px: training tiles are cropped at random to this edge; 0 = whole tiles.
-        val_fraction: share of the training tiles held out, in blocks of consecutive names, where no val split exists.
+        val_fraction: share of the training tiles held out, in blocks of consecutive names, where no val split exists;
+            0 = none: all train, nothing is validated, and the last epoch counts as the best.
         epochs: passes over the training split.
         batch: pairs per step and device.
         lr: peak learning rate of AdamW.
@@ -191,7 +192,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("val_fraction", 0.01, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
+            ("val_fraction", 0, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),
             ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
             ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
@@ -201,6 +202,8 @@ class TrainConfig:
             _check_range(name, getattr(self, name), low, high)
         if self.encoder_weights and self.start_from:
             raise ConfigError("start_from: found encoder_weights too, expected one of them; leave the other empty")
+        if self.calibrate and self.val_fraction == 0:
+            raise ConfigError("calibrate: found val_fraction 0, expected tiles held out; leave one of them out")
         if 0 < self.tile_px < 32:
             raise ConfigError(f"tile_px: found {self.tile_px}, expected 0 (whole tiles) or at least 32")
 

@@ -141,10 +141,14 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 def split_tiles(root: Path | str, config: TrainConfig) -> tuple[list[TileFiles], list[TileFiles], str]:
     """Training and validation tiles: the val split where there is one, else blocks held out of the training split.
 
+    With ``val_fraction`` 0 there are no validation tiles, and a val split is left alone.
+
     Returns:
         Training tiles, validation tiles, and a line for the log that says where the latter come from.
     """
     train = find_tiles(root, "train")
+    if config.val_fraction == 0:
+        return train, [], f"validation: none (val_fraction 0), all {len(train)} training tiles are trained on"
     if _locate(Path(root), "val", labels=False) is not None:
         val = find_tiles(root, "val")
         return train, val, f"validation: the val split of {root}, {len(val)} tiles ({len(train)} for training)"

@@ -76,7 +76,7 @@ def fit(
 ) -> Path:
     """Train a network and return the path of its best checkpoint.
 
-    ``out`` receives ``best.safetensors`` (highest validation IoU), ``last.safetensors``, ``log.csv`` (a line per
+    ``out`` receives ``best.safetensors`` (highest validation IoU; the last epoch where nothing is validated), ``last.safetensors``, ``log.csv`` (a line per
     epoch), ``state.safetensors`` (what ``resume`` needs) and TensorBoard logs. The first four are replaced after each
     epoch, each as a whole and in this order, so an interruption or a full disk leaves usable ones.
 
@@ -151,7 +151,7 @@ class Training(pl.LightningModule):
             self.average = AveragedModel(model, multi_avg_fn=running_mean(config.ema), use_buffers=True)
             self.average.requires_grad_(False)
         self.confusion = Confusion()
-        self.scores: dict[str, float] = {}
+        self.scores = self.confusion.scores()  # NaN until tiles were validated
         self.best = -math.inf
         self.overflows = 0
 
@@ -304,7 +304,7 @@ class Keep(Callback):
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}  # gathers: on every rank
         iou = task.scores["iou"]
         better = iou > task.best
-        if math.isnan(iou):
+        if math.isnan(iou) and len(task.val_tiles):
             log.warning("validation: no changed pixel in label or prediction, so the last epoch counts as the best")
         elif better:
             task.best = iou

@@ -139,3 +139,6 @@ def test_validation_split_or_blocks(tmp_path: Path) -> None:
     train, val, note = split_tiles(tmp_path, TrainConfig())
     assert (len(train), names(val)) == (20, ["x"])
     assert "the val split" in note
+    train, val, note = split_tiles(tmp_path, TrainConfig(val_fraction=0))
+    assert (len(train), val) == (20, [])
+    assert "all 20 training tiles" in note

@@ -70,6 +70,21 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
     assert list((out / "tensorboard").glob("events.*"))
 
 
+def test_without_validation_all_tiles_train_and_the_last_epoch_is_kept(
+    tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = fit(tiles, tmp_path / "run", MODEL, _config(val_fraction=0), hardware=CPU)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert _equal(best, tmp_path / "run" / "last.safetensors")
+    info = hetecd.load(best).info
+    assert info is not None
+    count = len(find_tiles(tiles, "train"))
+    assert info.data.startswith(f"{tiles.name}: {count} training tiles")
+    assert (info.scores["epoch"], info.scores["iou"]) == (1, None)
+    with pytest.raises(ConfigError, match="calibrate: found val_fraction 0"):
+        _config(val_fraction=0, calibrate=True)
+
+
 def test_every_loss_that_is_asked_for_is_logged_and_trains(tiles: Path, tmp_path: Path) -> None:
     model = replace(MODEL, encoder="residual_s", deep_supervision=True, detail=True, standardise=True)
     config = _config(lovasz_weight=0.5, alignment="label_aware", fca_weight=0.3, fca_schedule="constant", rotate=90)
@@ -243,7 +258,7 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 0), ("flip", 1.5), ("tile_px", 16), ("scale", 0.5), ("val_fraction", 0.0)]
+    ("field", "value"), [("epochs", 0), ("flip", 1.5), ("tile_px", 16), ("scale", 0.5), ("val_fraction", 0.95)]
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{field}: found {value}, expected"):
