@@ -4,7 +4,8 @@ A network is surer of itself than it should be, and 0.5 is not the threshold of 
 offset of the logit (Platt 1999; temperature scaling, Guo et al. 2017, is the slope alone), make the probabilities those
 of the tiles; they go into the last convolution, so that every runtime has them. The threshold goes into the checkpoint.
 
-Take tiles that the weights were not trained on: the held-out ones of a training, or some of an event that is new.
+Take tiles that the weights were not trained on: the held-out ones of a training, or some of an event that is new. For
+weights that were trained on all tiles, take over what was fitted to those of a training that held some out.
 """
 
 import copy
@@ -21,6 +22,7 @@ from hetecd.config import TrainConfig
 from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles
+from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
 from hetecd.weights import load, predictor, save
 
@@ -67,6 +69,27 @@ def calibrate_file(checkpoint: Path | str, data: Path | str, split: str, out: Pa
     return calibrate_to(out, model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
 
 
+def calibrate_like(checkpoint: Path | str, example: Path | str, out: Path | str) -> ModelInfo:
+    """Write a checkpoint with the calibration and the threshold that another one has.
+
+    Returns:
+        What the new file says about itself.
+
+    Raises:
+        CheckpointError: one of the two is none, or ``checkpoint`` is calibrated already.
+        OutputError: ``out`` cannot be written.
+    """
+    model, other = load(checkpoint), load(example).info
+    assert model.info is not None
+    assert other is not None
+    if model.info.calibration != (1.0, 0.0):
+        raise CheckpointError(f"{checkpoint}: found calibrated weights, expected those of a training; take these")
+    model = _folded(model, *other.calibration, other.threshold)
+    assert model.info is not None
+    save(out, model, model.info)
+    return model.info
+
+
 def calibrate_to(out: Path | str, model: HeteCD, tiles: TileDataset) -> Calibrated:
     """Write a network as :func:`calibrate` makes it, which says what is raised besides an OutputError."""
     model, found = calibrate(model, tiles)
@@ -105,7 +128,7 @@ def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD
     found = Calibrated(
         slope, offset, float(thresholds[best]), float(found_ious[best]), float(before), int(counts.sum())
     )
-    return _folded(model, found), found
+    return _folded(model, slope, offset, found.threshold), found
 
 
 def platt(counts: NDArray[np.float64]) -> tuple[float, float]:
@@ -147,18 +170,20 @@ def _logit(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.log(p / (1 - p))
 
 
-def _folded(model: HeteCD, found: Calibrated) -> HeteCD:
+def _folded(model: HeteCD, slope: float, offset: float, threshold: float) -> HeteCD:
     """The network with slope and offset in its last convolution: what follows it, a resize, changes neither."""
     assert model.info is not None
-    info = dataclasses.replace(model.info, threshold=found.threshold)
+    before = model.info.calibration
+    calibration = (slope * before[0], slope * before[1] + offset)
+    info = dataclasses.replace(model.info, threshold=threshold, calibration=calibration)
     model = copy.deepcopy(model)
     head = model.decoder.head
     last = head[-1] if isinstance(head, nn.Sequential) else head
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     with torch.no_grad():
-        last.weight.mul_(found.slope)
-        last.bias.mul_(found.slope)
-        last.bias[1] += found.offset
+        last.weight.mul_(slope)
+        last.bias.mul_(slope)
+        last.bias[1] += offset
     model.info = info
     return model

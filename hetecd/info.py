@@ -24,6 +24,7 @@ class ModelInfo:
         sar: what the SAR image must look like.
         before_is: modality of the earlier date in training.
         threshold: probability from which a pixel counts as changed.
+        calibration: slope and offset of the logit that :mod:`hetecd.calibrate` has put into the weights.
         recipe: settings of the training, for the record.
         data: what it was trained on.
         licence: of the weights.
@@ -36,6 +37,7 @@ class ModelInfo:
     sar: Modality = field(default_factory=lambda: uint8_modality((1, 1, 1)))
     before_is: Role = "optical"
     threshold: float = 0.5
+    calibration: tuple[float, float] = (1.0, 0.0)
     recipe: dict[str, Any] = field(default_factory=dict)
     data: str = "unknown"
     licence: str = "unknown"
@@ -71,11 +73,14 @@ def from_metadata(metadata: dict[str, str], path: Path | str) -> ModelInfo:
             hint = "this is another of our files; take the best.safetensors of a training"
         raise CheckpointError(f"{path}: found format {found!r}, expected {FORMAT!r}; {hint}")
     try:
-        values = {f.name: json.loads(metadata[f.name]) for f in dataclasses.fields(ModelInfo)}
+        younger = {"calibration": "[1, 0]"}  # fields that older files lack
+        values = {f.name: json.loads((younger | metadata)[f.name]) for f in dataclasses.fields(ModelInfo)}
+        slope, offset = values["calibration"]
+        values["calibration"] = float(slope), float(offset)
         values["model"] = ModelConfig(**values["model"])
         for role in ("optical", "sar"):
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values[role].items()}
             values[role] = Modality(**fields)
         return ModelInfo(**values)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path}: its description cannot be used ({error}); write it again") from error

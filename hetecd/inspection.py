@@ -23,11 +23,11 @@ from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
 from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
-from hetecd.modality import FOREIGN, Floats, Modality
+from hetecd.modality import FOREIGN, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands, day_of
-from hetecd.tiles import Window, starts
+from hetecd.tiles import Window, spread, starts
 
 SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
 LATTICE = 101  # points along either axis at which the overlap is measured
@@ -128,7 +128,7 @@ def _side(
         numbers = data_bands(dataset)[:3]
     image = replace(image, numbers=numbers)
     own = choose_grid([one.place for one in image.granules], image.path, GridChoice()).grid
-    sample = _sample(image.on(stack, own), _spread(own))
+    sample = _sample(image.on(stack, own), spread(own.shape, SAMPLE, SAMPLE_PX))
     valid = np.asarray(np.isfinite(sample).all(0))
     side = {
         "path": str(image.path),
@@ -150,18 +150,6 @@ def _side(
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
     _check_values(side, sample, valid, role, modality, problems)
     return side, image, sample
-
-
-def _spread(grid: Grid) -> list[Window]:
-    """Windows spread over a grid; together they are all of a small one."""
-    rows, cols = (
-        [
-            (start, min(SAMPLE_PX, size))
-            for start in np.unique(np.linspace(0, max(0, size - SAMPLE_PX), SAMPLE, dtype=int))
-        ]
-        for size in grid.shape
-    )
-    return [Window(int(row), int(col), height, width) for row, height in rows for col, width in cols]
 
 
 def _sample(read: Read, windows: list[Window]) -> Floats:
@@ -201,14 +189,7 @@ def _values(sample: Floats, numbers: tuple[int, ...], dtype: str) -> tuple[list[
             values.append({"band": number, "low": low, "median": median, "high": high})
     if not values:
         return values, "nothing"
-    low, high = min(v["low"] for v in values), max(v["high"] for v in values)
-    if dtype == "uint8":
-        return values, "8-bit"
-    if low < -1 and low > -90 and high < 40:
-        return values, "decibels"
-    if dtype.startswith("float") and low >= 0 and high < 50:
-        return values, "linear"
-    return values, "digital numbers"
+    return values, "8-bit" if dtype == "uint8" else looks_like(sample)
 
 
 def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality: Modality, problems: Problems) -> None:

@@ -100,6 +100,16 @@ class Modality:
         return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
 
 
+    def as_if(self, other: "Modality", raw: Floats) -> Floats:
+        """The image (..., C, H, W) that ``other`` scales as this one scales ``raw``: the units of ``other``."""
+        own_low, own_high, low, high = (
+            np.asarray(v, np.float32)[:, None, None] for v in (self.low, self.high, other.low, other.high)
+        )
+        x = to_db(raw) if self.db else raw
+        x = (x - own_low) * ((high - low) / (own_high - own_low)) + low
+        return (10 ** (x / 10)).astype(np.float32) if other.db else x.astype(np.float32, copy=False)
+
+
 def from_raw(compute: Predictor, optical: Modality, sar: Modality) -> Predictor:
     """Put the scaling before a network, whichever runtime it is in.
 
@@ -150,6 +160,23 @@ def mirrored(compute: Predictor) -> Predictor:
 def to_db(power: Floats) -> Floats:
     """Linear power to decibel, floored at -60 dB; NaN stays NaN."""
     return (10.0 * np.log10(np.maximum(power, DB_FLOOR))).astype(np.float32)
+
+
+def looks_like(sample: Floats) -> str:
+    """What the numbers of an image seem to be: "decibels", "linear" (power or reflectance) or "digital numbers".
+
+    Args:
+        sample: (C, ...) float32, NaN = invalid.
+    """
+    values = sample[np.isfinite(sample)]
+    if not values.size:
+        return "digital numbers"
+    low, high = np.percentile(values, PERCENTILES)
+    if low < -1 and low > -90 and high < 40:
+        return "decibels"
+    if low >= 0 and high < 50 and (values % 1 != 0).any():
+        return "linear"
+    return "digital numbers"
 
 
 def uint8_modality(bands: tuple[int, ...]) -> Modality:

@@ -42,6 +42,18 @@ def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
     return [*range(0, last, tile_px - overlap_px), last]
 
 
+def spread(shape: tuple[int, int], along: int, edge_px: int) -> list[Window]:
+    """A sample: up to ``along`` windows along either axis of a scene (height, width); all of it where it is small."""
+    rows, cols = (
+        [
+            (int(start), min(edge_px, size))
+            for start in np.unique(np.linspace(0, max(0, size - edge_px), along, dtype=int))
+        ]
+        for size in shape
+    )
+    return [Window(row, col, height, width) for row, height in rows for col, width in cols]
+
+
 def window_rows(
     height: int, width: int, tile_px: int, overlap_px: int, part: Window | None = None
 ) -> Iterator[list[Window]]:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetecd.calibrate import BINS, CENTRES, calibrate, calibrate_file, platt
+from hetecd.calibrate import BINS, CENTRES, calibrate, calibrate_file, calibrate_like, platt
 from hetecd.config import ModelConfig, TrainConfig
 from hetecd.data import TileDataset, find_tiles, fit_modalities
-from hetecd.errors import InputError
+from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles, score
 from hetecd.info import ModelInfo
 from hetecd.metrics import Calibration, calibration
@@ -85,6 +85,21 @@ def test_the_file_scores_as_was_promised(tiles: Path, tmp_path: Path) -> None:
     # Histograms of logits in steps of 0.05 know the IoU up to what lies within one step.
     assert score(predictor(better), better.info, tiles)["iou"] == pytest.approx(found.iou, abs=0.01)
     assert score(predictor(net), net.info, tiles)["iou"] == pytest.approx(found.iou_before, abs=0.01)
+
+    # What was fitted can be taken over, once.
+    like = calibrate_like(tmp_path / "net.safetensors", tmp_path / "better.safetensors", tmp_path / "like.safetensors")
+    assert (like.threshold, like.calibration) == (found.threshold, (found.slope, found.offset))
+    same = load(tmp_path / "like.safetensors").state_dict()
+    assert all(torch.equal(tensor, same[key]) for key, tensor in better.state_dict().items())
+    with pytest.raises(CheckpointError, match="found calibrated weights"):
+        calibrate_like(tmp_path / "like.safetensors", tmp_path / "better.safetensors", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+    twice = calibrate_file(tmp_path / "better.safetensors", tiles, "test", tmp_path / "twice.safetensors")
+    info = load(tmp_path / "twice.safetensors").info
+    assert info is not None
+    assert info.calibration == pytest.approx(
+        (twice.slope * found.slope, twice.slope * found.offset + twice.offset), abs=1e-6
+    )
 
 
 def test_tiles_without_change_cannot_calibrate(tmp_path: Path, tiles: Path) -> None:

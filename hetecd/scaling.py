@@ -1,0 +1,93 @@
+"""Images whose numbers are not those of training: reflectance or decibels, where the weights know 8-bit pictures.
+
+A checkpoint says which values become 0 and 1 (:class:`hetecd.modality.Modality`). An image in another unit would come
+out of that range as one value. So it gets a range of its own: by arithmetic where only the change between power and
+decibels lies between the two, otherwise the one in which its 1st and 99th percentile are what those of the training
+images were. The latter is a guess, as a scene need not be as bright as the average of others, and is said aloud.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from hetecd.config import Role
+from hetecd.modality import FOREIGN, Floats, Modality, Predictor, fit_modality, looks_like
+from hetecd.pair import Pair
+from hetecd.tiles import spread
+
+log = logging.getLogger("hetecd")
+
+Scaling = Literal["auto", "weights", "scene"]
+SAMPLES = (6, 24)  # windows along either axis; the second where the first saw nothing, as islands in an ocean
+SAMPLE_PX = 128
+
+
+def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "auto") -> tuple[Modality, Modality]:
+    """What the images of a pair must be scaled by, from a sample of windows spread over it.
+
+    Args:
+        pair: opened with the bands of ``optical`` and ``sar``.
+        optical: how the weights scale optical images.
+        sar: how they scale SAR images.
+        how: "weights" leaves it at that; "auto" does so where the image is in the range of training; "scene" takes the
+            range of the scene in any case.
+
+    Returns:
+        optical, sar: those given, or others for :func:`rescaled`.
+
+    Raises:
+        InputError: a band is of one value throughout.
+    """
+    if how == "weights":
+        return optical, sar
+    for along in SAMPLES:
+        parts = [read for window in spread(pair.grid.shape, along, SAMPLE_PX) if (read := pair.read_usable(window))]
+        if parts:
+            break
+    else:
+        return optical, sar
+    samples = [np.concatenate([part[date][:, part[2]] for part in parts], axis=1)[..., None] for date in (0, 1)]
+    return _scale_to(samples[0], "optical", optical, how), _scale_to(samples[1], "sar", sar, how)
+
+
+def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> Modality:
+    kind = looks_like(sample)
+    if how == "auto":
+        if modality.outlying(sample) <= FOREIGN:
+            return modality
+        other = _in_unit(modality, kind)
+        if other != modality and other.outlying(sample) <= FOREIGN:
+            log.info("%s: found %s, converted: the weights know %s", role, kind, modality.unit)
+            return other
+    own = fit_modality([sample], modality.bands, role == "sar" and kind == "linear", modality.gsd_m)
+    log.warning(
+        "%s: scaled by the range of this scene, %s (%s), to that of training, %s (%s); check the map",
+        role, _range(own), kind, _range(modality), modality.unit,
+    )  # fmt: skip
+    return replace(own, unit="dB" if kind == "decibels" else "linear power" if own.db else "digital number")
+
+
+def _in_unit(modality: Modality, kind: str) -> Modality:
+    """The same range for an image in decibels where the weights know power, or the other way round."""
+    if modality.db and kind == "decibels":
+        return replace(modality, db=False, unit="dB")
+    if modality.unit == "dB" and not modality.db and kind == "linear":
+        return replace(modality, db=True, unit="linear power")
+    return modality
+
+
+def _range(modality: Modality) -> str:
+    return f"{min(modality.low):.4g} to {max(modality.high):.4g}{' dB' if modality.db else ''}"
+
+
+def rescaled(compute: Predictor, known: tuple[Modality, Modality], own: tuple[Modality, Modality]) -> Predictor:
+    """A predictor of images in the ranges ``own``, from one of images in the ranges ``known``: each (optical, sar)."""
+    if own == known:
+        return compute
+
+    def predict(optical: Floats, sar: Floats) -> Floats:
+        return compute(own[0].as_if(known[0], optical), own[1].as_if(known[1], sar))
+
+    return predict
