@@ -49,11 +49,17 @@ class Network:
     info: "ModelInfo"
     device: str
 
-    def predictor(self, tta: bool = False) -> "Predictor":
-        """The same of raw images; a new one for each scene, for it warns once of values unlike those of training."""
+    def predictor(self, tta: bool = False, info: "ModelInfo | None" = None) -> "Predictor":
+        """The same of raw images; a new one for each scene, for it warns once of values unlike those of training.
+
+        Args:
+            tta: mean over four mirror images.
+            info: how the images are scaled, where not as in training.
+        """
         from hetecd.modality import from_raw, mirrored  # numpy
 
-        predictor = from_raw(self.compute, self.info.optical, self.info.sar)
+        info = info or self.info
+        predictor = from_raw(self.compute, info.optical, info.sar)
         return mirrored(predictor) if tta else predictor
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -43,6 +44,14 @@ class ModelInfo:
     licence: str = "unknown"
     version: str = hetecd.__version__
     scores: dict[str, float | None] = field(default_factory=dict)
+
+    def reading(self, optical_bands: Sequence[int] = (), sar_bands: Sequence[int] = ()) -> "ModelInfo":
+        """The same for images that hold what the network reads in other bands; none = as they are.
+
+        Raises:
+            ConfigError: not as many bands as the network reads.
+        """
+        return dataclasses.replace(self, optical=self.optical.reading(optical_bands), sar=self.sar.reading(sar_bands))
 
     def __post_init__(self) -> None:
         for role in get_args(Role):

@@ -206,8 +206,8 @@ def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality
         )
     if len(sample) != modality.channels:
         return
-    # As the network does: the values as they stand, or in dB where it wants so.
-    if modality.outlying(sample[None, :, :, None]) > FOREIGN:
+    # As the network will: the values as they stand, or in dB where it wants so.
+    if modality.in_unit(side["scale"]).outlying(sample[None, :, :, None]) > FOREIGN:
         wanted = "decibels" if modality.unit == "dB" else "linear power" if modality.db else modality.unit
         trained = f"{wanted} from {min(modality.low):g} to {max(modality.high):g}{' dB' if modality.db else ''}"
         found = f"{side['scale']} from {min(v['low'] for v in side['values']):.4g} to "
@@ -215,16 +215,8 @@ def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality
         _note(
             problems,
             f"{side['path']}: {role} values are unlike those of training (found {found}, expected {trained})",
-            _conversion(side["scale"], modality),
+            "predict takes the range of this scene, a guess; better rescale the image as those of training were",
         )
-
-
-def _conversion(scale: str, modality: Modality) -> str:
-    if modality.db and scale == "decibels":
-        return "convert decibels to linear power: 10 ** (x / 10)"
-    if modality.unit == "dB" and scale == "linear":
-        return "convert linear power to decibels: 10 * log10(x)"
-    return "rescale the image as the training data were, or name other weights (--weights)"
 
 
 # --- both images -----------------------------------------------------------------------------------------------------

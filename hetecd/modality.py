@@ -5,8 +5,8 @@ NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN w
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,22 @@ class Modality:
         """Number of channels the network reads."""
         return len(self.bands)
 
+    def reading(self, bands: Sequence[int]) -> "Modality":
+        """The same for an image that has what it wants in other bands; none = as they are."""
+        if not bands:
+            return self
+        if len(bands) != self.channels:
+            raise ConfigError(f"bands: found {list(bands)}, expected {self.channels}, as the weights read")
+        return replace(self, bands=tuple(bands))
+
+    def in_unit(self, kind: str) -> "Modality":
+        """The same range for an image in "decibels" where power is wanted, or of "linear" power where decibels are."""
+        if self.db and kind == "decibels":
+            return replace(self, db=False, unit="dB")
+        if not self.db and kind == "linear" and looks_like(np.array([self.low, self.high], np.float32)) == "decibels":
+            return replace(self, db=True, unit="linear power")
+        return self
+
     def normalise(self, raw: Floats) -> Floats:
         """Scale raw values to about [0, 1]; invalid (NaN, infinite) pixels become 0.
 
@@ -98,16 +114,6 @@ class Modality:
         low, high = (np.asarray(v, np.float32)[:, None, None] for v in (self.low, self.high))
         valid = np.isfinite(x).sum()
         return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
-
-
-    def as_if(self, other: "Modality", raw: Floats) -> Floats:
-        """The image (..., C, H, W) that ``other`` scales as this one scales ``raw``: the units of ``other``."""
-        own_low, own_high, low, high = (
-            np.asarray(v, np.float32)[:, None, None] for v in (self.low, self.high, other.low, other.high)
-        )
-        x = to_db(raw) if self.db else raw
-        x = (x - own_low) * ((high - low) / (own_high - own_low)) + low
-        return (10 ** (x / 10)).astype(np.float32) if other.db else x.astype(np.float32, copy=False)
 
 
 def from_raw(compute: Predictor, optical: Modality, sar: Modality) -> Predictor:

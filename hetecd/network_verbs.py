@@ -113,17 +113,24 @@ def distances(args: Namespace) -> None:
 def calibrate_arguments(parser: ArgumentParser) -> None:
     """Flags of `calibrate`."""
     parser.add_argument("checkpoint", nargs="?", type=str, help="default: the weights that come with hetecd")
-    parser.add_argument("--data", type=str, required=True, help="folder of labelled tiles, not of the training")
+    parser.add_argument("--data", type=str, help="folder of labelled tiles, not of the training")
     parser.add_argument("--split", type=str, default="val", help="which of them")
+    parser.add_argument("--like", type=str, help="in place of --data: take over what this checkpoint was given")
     parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
 
 
 def calibrate(args: Namespace) -> None:
     """Fit probabilities and threshold of a checkpoint to labelled tiles."""
-    from hetecd.calibrate import calibrate_file
+    from hetecd.calibrate import calibrate_file, calibrate_like
 
-    found = calibrate_file(args.checkpoint or DEFAULT_WEIGHTS, args.data, args.split, args.out)
-    print(f"IoU {100 * found.iou:.2f} with threshold {found.threshold:.2f}, before {100 * found.iou_before:.2f}")
+    checkpoint = args.checkpoint or DEFAULT_WEIGHTS
+    if bool(args.data) == bool(args.like):
+        raise InputError("calibrate: found neither or both of --data and --like, expected one of them")
+    if args.like:
+        print(f"threshold {calibrate_like(checkpoint, args.like, args.out).threshold:.2f}")
+    else:
+        found = calibrate_file(checkpoint, args.data, args.split, args.out)
+        print(f"IoU {100 * found.iou:.2f} with threshold {found.threshold:.2f}, before {100 * found.iou_before:.2f}")
     print(f"written: {args.out}")
 
 

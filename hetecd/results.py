@@ -27,7 +27,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -67,7 +67,7 @@ class About:
         device: kind of device that computes, "cpu" or "cuda": rounding depends on it.
         alignment: how the SAR image was moved, JSON-able; None where nothing was estimated.
         warnings: what a reader of the results should know.
-        model: what the checkpoint says about itself, for the STAC item.
+        model: what the checkpoint says about itself, with the bands and ranges that were used.
         asked: from :func:`hetecd.sources.request_of`; "" = unknown.
     """
 
@@ -107,6 +107,7 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
         "hetecd": hetecd.__version__,
         **images,
         "weights": about.weights,
+        "scaling": about.model and {role: asdict(getattr(about.model, role)) for role in ("optical", "sar")},
         "settings": {
             **settings,
             "tta": about.tta,

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hetecd.config import Role
-from hetecd.modality import FOREIGN, Floats, Modality, Predictor, fit_modality, looks_like
+from hetecd.modality import FOREIGN, Floats, Modality, fit_modality, looks_like
 from hetecd.pair import Pair
 from hetecd.tiles import spread
 
@@ -35,7 +35,7 @@ def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "
             range of the scene in any case.
 
     Returns:
-        optical, sar: those given, or others for :func:`rescaled`.
+        optical, sar: those given, or others to scale by, with the same bands.
 
     Raises:
         InputError: a band is of one value throughout.
@@ -57,37 +57,17 @@ def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> M
     if how == "auto":
         if modality.outlying(sample) <= FOREIGN:
             return modality
-        other = _in_unit(modality, kind)
+        other = modality.in_unit(kind)
         if other != modality and other.outlying(sample) <= FOREIGN:
             log.info("%s: found %s, converted: the weights know %s", role, kind, modality.unit)
             return other
     own = fit_modality([sample], modality.bands, role == "sar" and kind == "linear", modality.gsd_m)
     log.warning(
-        "%s: scaled by the range of this scene, %s (%s), to that of training, %s (%s); check the map",
+        "%s: scaled by the range of this scene, %s (%s), in place of that of training, %s (%s); check the map",
         role, _range(own), kind, _range(modality), modality.unit,
     )  # fmt: skip
     return replace(own, unit="dB" if kind == "decibels" else "linear power" if own.db else "digital number")
 
 
-def _in_unit(modality: Modality, kind: str) -> Modality:
-    """The same range for an image in decibels where the weights know power, or the other way round."""
-    if modality.db and kind == "decibels":
-        return replace(modality, db=False, unit="dB")
-    if modality.unit == "dB" and not modality.db and kind == "linear":
-        return replace(modality, db=True, unit="linear power")
-    return modality
-
-
 def _range(modality: Modality) -> str:
     return f"{min(modality.low):.4g} to {max(modality.high):.4g}{' dB' if modality.db else ''}"
-
-
-def rescaled(compute: Predictor, known: tuple[Modality, Modality], own: tuple[Modality, Modality]) -> Predictor:
-    """A predictor of images in the ranges ``own``, from one of images in the ranges ``known``: each (optical, sar)."""
-    if own == known:
-        return compute
-
-    def predict(optical: Floats, sar: Floats) -> Floats:
-        return compute(own[0].as_if(known[0], optical), own[1].as_if(known[1], sar))
-
-    return predict

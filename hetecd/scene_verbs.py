@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +35,7 @@ def inspect(args: Namespace) -> int:
     from hetecd.inspection import in_words, inspect_pair
 
     _, info = open_predictor(args.weights, args)
+    info = info.reading(args.optical_bands, args.sar_bands)
     before_is: Role = args.before_is or info.before_is
     choice = fill(GridChoice, args)
     found = inspect_pair(args.before, args.after, before_is, info, choice, args.tile, args.overlap)
@@ -53,6 +55,10 @@ def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
     parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
+    parser.add_argument(
+        "--scaling", type=Literal["auto", "weights", "scene"], default="auto",
+        help="range of the values: that of training, of this scene, or of this scene where it is unlike training",
+    )  # fmt: skip
     parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
     device_arguments(parser)
 
@@ -98,7 +104,7 @@ def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
     if args.report:
         raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
     network = opened(args.weights, args.runtime, args.device, args.precision)
-    info = network.info
+    info = network.info.reading(args.optical_bands, args.sar_bands)
     summary = predict_folder(
         match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar,
         args.before_is or info.before_is, info.threshold if args.threshold is None else args.threshold,
@@ -130,22 +136,26 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     from hetecd.memory import fitting_batch
     from hetecd.pair import open_pair
     from hetecd.predict import predict_scene
-    from hetecd.results import About
+    from hetecd.results import About, warnings_heard
+    from hetecd.scaling import scale_to_pair
 
     network = opened(args.weights, args.runtime, args.device, args.precision)
-    info, choice = network.info, fill(GridChoice, args)
+    info, choice = network.info.reading(args.optical_bands, args.sar_bands), fill(GridChoice, args)
     before_is = args.before_is or info.before_is
     threshold = info.threshold if args.threshold is None else args.threshold
     batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
-    about = About(
-        network.description, args.tta, args.precision, args.runtime, network.device,
-        found.summary() if found else None, model=info, asked=asked,
-    )  # fmt: skip
     with open_moved(found.sar_move if found else None) as pair:
+        with warnings_heard() as heard:
+            optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)
+        info = replace(info, optical=optical, sar=sar)
+        about = About(
+            network.description, args.tta, args.precision, args.runtime, network.device,
+            found.summary() if found else None, heard, info, asked,
+        )  # fmt: skip
         return predict_scene(
-            pair, network.predictor(args.tta), args.out, threshold, args.tile, args.overlap, batch, about=about,
+            pair, network.predictor(args.tta, info), args.out, threshold, args.tile, args.overlap, batch, about=about,
             redo=args.redo, polygons=polygons, keep_batch=args.batch is None,
         )  # fmt: skip
 
@@ -196,6 +206,10 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
     parser.add_argument("--tile", type=int, default=256, help="edge of a window, px; best that of the training tiles")
     parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
+    parser.add_argument(
+        "--optical_bands", type=int, nargs="+", default=[], help="bands to read, from 1; default: as in training"
+    )
+    parser.add_argument("--sar_bands", type=int, nargs="+", default=[], help="the same of the SAR image")
     _grid_arguments(parser)
 
 

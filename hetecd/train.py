@@ -76,9 +76,10 @@ def fit(
 ) -> Path:
     """Train a network and return the path of its best checkpoint.
 
-    ``out`` receives ``best.safetensors`` (highest validation IoU; the last epoch where nothing is validated), ``last.safetensors``, ``log.csv`` (a line per
-    epoch), ``state.safetensors`` (what ``resume`` needs) and TensorBoard logs. The first four are replaced after each
-    epoch, each as a whole and in this order, so an interruption or a full disk leaves usable ones.
+    ``out`` receives ``best.safetensors`` (highest validation IoU; the last epoch where nothing is validated),
+    ``last.safetensors``, ``log.csv`` (a line per epoch), ``state.safetensors`` (what ``resume`` needs) and TensorBoard
+    logs. The first four are replaced after each epoch, each as a whole and in this order, so an interruption or a full
+    disk leaves usable ones.
 
     Args:
         data: folder with ``train`` tiles (see :func:`hetecd.data.find_tiles`) and, if there is one, ``val``.

@@ -414,9 +414,11 @@ def test_an_image_unlike_those_of_training_is_called_out(
 ) -> None:
     """The weights that come along want 8-bit images; these are reflectance and linear power."""
     words = ["predict", str(scene / "optical.tif"), str(scene / "sar.tif"), "-o", str(tmp_path / "map")]
-    assert cli.main(words) == 0
-    assert "sar: 100 % of the values lie outside those of training" in caplog.text
-    assert caplog.text.count("sar: ") == 1
+    for scaling, says in (("weights", "100 % of the values lie outside those of training"), ("auto", "of this scene")):
+        caplog.clear()
+        assert cli.main([*words, "--scaling", scaling, "--redo"]) == 0
+        assert f"sar: {says}" in caplog.text.replace("scaled by the range ", "")
+        assert caplog.text.count("sar: ") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

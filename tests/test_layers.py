@@ -18,7 +18,7 @@ ROWS = [
     {"place", "ground", "outline", "synth_world", "ops", "cog"},
     {"image", "grids", "encoder", "difference", "vector", "work"},
     {"pair", "preview", "residual", "stac", "orientation", "sources"},
-    {"align", "results", "stream", "batch", "map_tiles", "jobs", "synth_render", "model", "runtime"},
+    {"align", "results", "stream", "batch", "scaling", "map_tiles", "jobs", "synth_render", "model", "runtime"},
     {"predict", "inspection", "survey", "synth", "losses", "weights", "graph"},
     {"convert", "augment", "data", "resume", "report"},
     {"figures", "gallery"},
