@@ -147,7 +147,8 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
-        with warnings_heard() as heard:
+        heard: list[str] = []
+        with warnings_heard(heard.append):
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)
         info = replace(info, optical=optical, sar=sar)
         about = About(
