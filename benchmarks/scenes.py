@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy import ndimage
 
+from hetecd.config import OVERLAP_PX, TILE_PX
 from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.memory import fitting_batch
 from hetecd.modality import Floats, Predictor
@@ -33,7 +34,6 @@ from hetecd.results import About, describe_weights
 from hetecd.tiles import Window, blend_weights, windows
 from hetecd.weights import load, predictor
 
-TILE_PX, OVERLAP_PX = 256, 64
 ISLAND_PX = 1024
 OPTICAL = Affine(10, 0, 300_000, 0, -10, 6_000_000)
 SAR = Affine(10.5, 0, 299_990, 0, -10.5, 6_000_012)

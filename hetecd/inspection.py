@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.align import AGREE, OpenMoved, find_move
-from hetecd.config import Role
+from hetecd.config import OVERLAP_PX, TILE_PX, Role
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
@@ -56,8 +56,8 @@ def inspect_pair(
     before_is: Role,
     info: ModelInfo,
     choice: GridChoice,
-    tile_px: int = 256,
-    overlap_px: int = 64,
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
 ) -> dict[str, Any]:
     """Look at a pair without mapping it. The arguments are those of a prediction.
 

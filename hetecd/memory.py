@@ -8,7 +8,7 @@ from typing import Any
 # What a network needs per pixel of a window, on the safe side: measured in float32 are 3300 with `paper.yaml`, the
 # largest, and 500 with `default.yaml`.
 WINDOW_BYTES_PER_PX = 4000
-MOST_ON_CPU = 8  # more is no faster there
+MOST_ON_CPU = 8  # windows of up to 256 px; more, or as many that are larger, are no faster there
 MOST_ON_GPU = 64
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -24,6 +24,7 @@ def fitting_batch(tile_px: int, device: str = "auto") -> int:
     if torch_takes_gpu(device):
         torch: Any = sys.modules["torch"]
         free_bytes, most = torch.cuda.mem_get_info(None if device == "auto" else device)[0], MOST_ON_GPU
+    most = min(most, most * 256**2 // tile_px**2)
     return max(1, min(most, free_bytes // 2 // (WINDOW_BYTES_PER_PX * tile_px**2)))
 
 

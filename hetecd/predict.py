@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hetecd.cog import read_part, write_cog
-from hetecd.config import IGNORE, Role
+from hetecd.config import IGNORE, OVERLAP_PX, TILE_PX, Role
 from hetecd.errors import InputError
 from hetecd.files import publish, staging, writing
 from hetecd.flow import behind
@@ -75,8 +75,8 @@ def predict_scene(
     predictor: Predictor,
     out_dir: Path | str,
     threshold: float = 0.5,
-    tile_px: int = 256,
-    overlap_px: int = 64,
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
     batch: int = 4,
     progress: bool = True,
     about: About | None = None,
@@ -101,7 +101,7 @@ def predict_scene(
         predictor: see the module.
         out_dir: made if need be; older results in it are replaced, and an older report and polygons removed.
         threshold: probability from which a pixel counts as changed.
-        tile_px: edge of a window, at least 32. Close to the training tiles is best: it is the context a pixel has.
+        tile_px: edge of a window, at least 32 and best that of the training tiles or more: it is the context a pixel has.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         progress: show how far it is.
@@ -274,8 +274,8 @@ def predict_folder(
     sar: Modality,
     before_is: Role = "optical",
     threshold: float = 0.5,
-    tile_px: int = 256,
-    overlap_px: int = 64,
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
     batch: int = 4,
     progress: bool = True,
 ) -> Summary:

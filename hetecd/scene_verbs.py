@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hetecd.config import Role
+from hetecd.config import OVERLAP_PX, TILE_PX, Role
 from hetecd.errors import ConfigError, InputError
 from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network, open_predictor
 
@@ -205,8 +205,8 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
-    parser.add_argument("--tile", type=int, default=256, help="edge of a window, px; best that of the training tiles")
-    parser.add_argument("--overlap", type=int, default=64, help="shared by neighbouring windows, px")
+    parser.add_argument("--tile", type=int, default=TILE_PX, help="edge of a window, px; the training tiles' or more")
+    parser.add_argument("--overlap", type=int, default=OVERLAP_PX, help="shared by neighbouring windows, px")
     parser.add_argument(
         "--optical_bands", type=int, nargs="+", default=[], help="bands to read, from 1; default: as in training"
     )

@@ -23,7 +23,9 @@ def test_a_container_has_less(monkeypatch, tmp_path, limit, expected):
     assert free_ram_bytes() == expected or (expected is None and free_ram_bytes() > 200_000_000)
 
 
-@pytest.mark.parametrize(("free_bytes", "tile_px", "batch"), [(64e9, 256, 8), (2e9, 256, 3), (0, 256, 1), (2e9, 64, 8)])
+@pytest.mark.parametrize(
+    ("free_bytes", "tile_px", "batch"), [(64e9, 256, 8), (2e9, 256, 3), (0, 256, 1), (2e9, 64, 8), (64e9, 512, 2)]
+)
 def test_batch(monkeypatch, free_bytes, tile_px, batch):
     monkeypatch.setattr(memory, "free_ram_bytes", lambda: int(free_bytes))
     assert fitting_batch(tile_px, "cpu") == batch <= MOST_ON_CPU
