@@ -101,7 +101,7 @@ def predict_scene(
         predictor: see the module.
         out_dir: made if need be; older results in it are replaced, and an older report and polygons removed.
         threshold: probability from which a pixel counts as changed.
-        tile_px: edge of a window, at least 32 and best that of the training tiles or more: it is the context a pixel has.
+        tile_px: edge of a window, at least 32, best that of the training tiles or more: it is what a pixel sees around.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         progress: show how far it is.

@@ -47,7 +47,7 @@ def test_decibels_and_power_are_converted_exactly(
     expected = _mapped(tmp_path / "a", BRIGHT, wanted, (OPTICAL, known))
     caplog.clear()
     np.testing.assert_allclose(_mapped(tmp_path / "b", BRIGHT, other, (OPTICAL, known)), expected, atol=1e-5)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("change", [lambda x: 40 * x + 300, lambda x: x / 400 + 0.01], ids=["counts", "reflectance"])
@@ -57,7 +57,7 @@ def test_another_range_becomes_that_of_training(
     known = (OPTICAL, POWER)
     sar = (10 ** (BACKSCATTER / 10)).astype(np.float32)
     expected = _mapped(tmp_path / "a", BRIGHT, sar, known)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     found = _mapped(tmp_path / "b", change(BRIGHT), sar, known)
     assert "optical: scaled by the range of this scene" in caplog.text
     assert "sar" not in caplog.text
