@@ -28,7 +28,7 @@ from hetecd.errors import InputError
 from hetecd.ground import pixel_m
 from hetecd.image import open_image
 from hetecd.modality import Floats, Modality, uint8_modality
-from hetecd.orientation import MARGIN_PX, field, likeness, peak, peaks, thinned
+from hetecd.orientation import MARGIN_PX, Sensor, field, likeness, peak, peaks, thinned
 from hetecd.pair import Pair, open_pair
 from hetecd.raster import Bools, Grid, data_bands
 from hetecd.tiles import Window
@@ -48,7 +48,7 @@ SIMPLE = 0.9  # a shift is preferred where it is supported by this share of what
 ROBUST_PX = (12.0, 8.0, 5.0, 3.0, 3.0)  # where a tile ceases to count, from one round of the fit to the next
 INLIER_PX = 1.5  # a tile agrees where it is that close to the motion of all
 AGREE = 4, 0.35  # tiles, and share of the tiles, that must agree
-SURE_OF_TURN = 8.0  # F value from which rotation and scale are believed
+SURE_OF_TURN = 6.0  # F value from which rotation and scale are believed
 LEAST_PX = 2.0  # less is not moved: heights and shadows can feign it
 
 Reals = NDArray[np.float64]
@@ -282,8 +282,8 @@ def _compare(pair: Pair, plane: _Plane, tiles: Sequence[Window], reach_px: int, 
     for tile in tiles:
         optical, sar = (thinned(image, factor) for image in _read_around(pair, tile, (reach + MARGIN_PX) * factor))
         inner = slice(reach, -reach or None)
-        wanted = field(optical[:, inner, inner]).inside(MARGIN_PX)
-        surface = likeness(wanted, field(sar, cut_bright=True).inside(MARGIN_PX))
+        wanted = field(optical[:, inner, inner], Sensor.OPTICAL).inside(MARGIN_PX)
+        surface = likeness(wanted, field(sar, Sensor.SAR, factor).inside(MARGIN_PX))
         if surface.any():
             surfaces.append(surface)
             cols.append(tile.col + tile.width / 2)

@@ -5,10 +5,13 @@ are replaced by the direction of their gradient, as complex numbers, and correla
 a field that is bright in one image and dark in the other fits as well, and we weight instead of setting to unit length:
 weak gradients, which are noise, count less, strong ones all the same. Bands add up.
 
-What is high folds over towards the radar and is bright there, so it stands elsewhere in the two images although nothing
-is misplaced. Hence whatever is brighter than usual around can be cut off. NumPy and SciPy only.
+What is high stands elsewhere in the two images although nothing is misplaced: in SAR it folds over towards the radar,
+bright, and throws a radar shadow the other way; in the optical image the sun's shadow lies on yet another side. Hence
+SAR is left out at what is bright and beside it, the rest is cut off above and below, and the optical image is
+looked at without what shade changes: by colour alone. NumPy and SciPy only.
 """
 
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +24,24 @@ from hetecd.raster import Bools
 GRADIENT_PX = 1.0  # width of the Gaussian whose derivative is the gradient
 REACH_PX = 4  # of that Gaussian
 AROUND_PX = 33  # edge of the square by which "usual around" is meant
-CUT = -0.4  # standard deviations from the mean around at which the bright is cut off
+CUT = -1.0, -0.2  # standard deviations from the mean around at which SAR's dark and bright are cut off
+BRIGHT = 0.16  # share of a SAR image that is taken as bright
+BESIDE_PX = 3  # so near to it nothing is believed
+SPECKLE_PX = 0.7  # width of the Gaussian through which the bright is looked for
+LEAST_COLOUR = 0.04  # power of the gradients of colour to that of brightness from which colour is clear enough
 MARGIN_PX = AROUND_PX // 2 + 1  # pixels around a tile that should be known as well
 LEAST_VARIETY = 0.1  # below it there is nothing to hold on to in some direction: plain, a slope, or stripes
-LEAST = 0.2  # share of a tile's gradients that must meet valid ones for a correlation to count
+LEAST = 0.1  # share of a tile's gradients that must meet valid ones for a correlation to count
 
 Complex = NDArray[np.complex64]
+
+
+class Sensor(Enum):
+    """Which kind of image gradients are taken of."""
+
+    ANY = 0
+    OPTICAL = 1
+    SAR = 2
 
 
 class Field(NamedTuple):
@@ -57,21 +72,28 @@ class Field(NamedTuple):
         return Field(self.values[inner, inner], self.valid[inner, inner])
 
 
-def field(image: Floats, cut_bright: bool = False) -> Field:
+def field(image: Floats, sensor: Sensor = Sensor.ANY, factor: int = 1) -> Field:
     """Doubled gradient directions of an image.
 
     Args:
         image: (C, H, W) float32, NaN where invalid. Bands that are nowhere negative are taken as power or reflectance.
-        cut_bright: leave out what is brighter than usual around.
+        sensor: says what is left out; with ANY nothing is.
+        factor: pixels to one of the image, where it was :func:`thinned`.
     """
     valid: Bools = np.asarray(np.isfinite(image).all(0))
     # Gradients are taken where no invalid pixel takes part in them; so what is filled in there does not matter.
-    known = ndimage.minimum_filter(valid, 2 * REACH_PX + 1, mode="nearest")
+    known: Bools = ndimage.minimum_filter(valid, 2 * REACH_PX + 1, mode="nearest")
     values = np.zeros(valid.shape, np.complex64)
     if known.any():
-        for band in image:
-            flat = _logarithm(band, valid)
-            values += _directions(_without_bright(flat, valid) if cut_bright else flat, known) / len(image)
+        bands = [_logarithm(band, valid) for band in image]
+        if sensor is Sensor.SAR:
+            known = known & ~_beside_bright(np.mean(bands, 0), valid, BESIDE_PX // factor)
+            bands = [_middle(band, valid) for band in bands]
+        gradients = np.stack([_gradient(band) for band in bands])
+        if sensor is Sensor.OPTICAL:
+            gradients = _without_shade(gradients, known)
+        if known.any():
+            values = np.mean([_directions(gradient, known) for gradient in gradients], 0, np.complex64)
     return Field(np.where(known, values, 0), known.astype(np.float32))
 
 
@@ -84,24 +106,45 @@ def _logarithm(band: Floats, valid: Bools) -> Floats:
     return np.where(valid, np.log(plain + np.float32(floor)), 0)
 
 
-def _without_bright(band: Floats, valid: Bools) -> Floats:
-    """The band without what is brighter than usual around."""
+def _beside_bright(band: Floats, valid: Bools, beside_px: int) -> Bools:
+    """The brightest pixels of SAR and what is beside them: houses, trees, and their shadows."""
+    smooth = ndimage.gaussian_filter(band, SPECKLE_PX)
+    bright = valid & (smooth > np.quantile(smooth[valid], 1 - BRIGHT))
+    return np.asarray(ndimage.maximum_filter(bright, 2 * beside_px + 1))
+
+
+def _middle(band: Floats, valid: Bools) -> Floats:
+    """The band without what is brighter or darker than usual around."""
     share, mean, square = (
         ndimage.uniform_filter(image, AROUND_PX, mode="constant")
         for image in (valid.astype(np.float32), band, band * band)
     )
     share = np.maximum(share, 1e-6)
     deviation = np.sqrt(np.maximum(square / share - (mean / share) ** 2, 0))
-    return np.minimum(band, mean / share + CUT * deviation)
+    dark, bright = (mean / share + cut * deviation for cut in CUT)
+    return np.clip(band, dark, bright)
 
 
-def _directions(band: Floats, known: Bools) -> Complex:
-    """Doubled directions, of length below 1: 0.7 where the gradient is as strong as the median is."""
+def _gradient(band: Floats) -> Complex:
+    """Along the rows + i down the columns."""
     along, down = (
         ndimage.gaussian_filter(band, GRADIENT_PX, order=order, radius=REACH_PX) for order in ((0, 1), (1, 0))
     )
-    gradient = along + 1j * down
-    power = along**2 + down**2
+    return np.asarray(along + 1j * down, np.complex64)
+
+
+def _without_shade(gradients: Complex, known: Bools) -> Complex:
+    """Gradients of colour alone: without the mixture of bands that varies most, which is what shade changes."""
+    samples = gradients[:, known]
+    power, mixtures = np.linalg.eigh((samples @ samples.conj().T).real)
+    if power[:-1].sum() <= LEAST_COLOUR * power[-1]:
+        return gradients
+    return np.asarray(np.tensordot(mixtures[:, :-1].T, gradients, 1), np.complex64)
+
+
+def _directions(gradient: Complex, known: Bools) -> Complex:
+    """Doubled directions, of length below 1: 0.7 where the gradient is as strong as the median is."""
+    power = np.abs(gradient) ** 2
     usual = float(np.median(power[known]))
     return np.asarray(gradient**2 / np.maximum(np.sqrt(power * (power + usual)), 1e-30), np.complex64)
 

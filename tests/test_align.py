@@ -17,7 +17,7 @@ from hetecd import cli
 from hetecd.align import choose_move, find_move, opener
 from hetecd.errors import InputError
 from hetecd.modality import uint8_modality
-from hetecd.orientation import field, likeness, peak
+from hetecd.orientation import BESIDE_PX, Sensor, field, likeness, peak
 from hetecd.pair import Pair, open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.synth import make_scene
@@ -277,6 +277,42 @@ def test_fields_of_nothing():
     assert valid[:16].all()
     assert not field(np.full_like(flat, np.nan)).valid.any()
     assert not likeness(field(flat), field(flat)).any()
+
+
+def blurred(rng, count, width_px=2.0):
+    return ndimage.gaussian_filter(rng.standard_normal((count, 128, 128)), (0, width_px, width_px)).astype(np.float32)
+
+
+def test_shade_is_left_out_of_optical():
+    """A shade that darkens all bands, not alike, makes next to no directions; without colours it has to stay."""
+    rng = np.random.default_rng(0)
+    colour, shade = blurred(rng, 3), blurred(rng, 1)
+    colour *= 0.7 / colour.std()
+    shade = shade / shade.std() * np.array([1.3, 1.6, 2.0], np.float32)[:, None, None]
+    lit, shaded = (field(np.exp(image), Sensor.OPTICAL) for image in (colour, colour + shade))
+    alone = field(np.exp(shade), Sensor.ANY)
+
+    def alike(one, other):
+        return abs(np.vdot(one.values, other.values)) / np.linalg.norm(one.values) / np.linalg.norm(other.values)
+
+    assert alike(shaded, alone) < 0.15
+    assert alike(shaded, lit) > 3 * alike(field(np.exp(colour + shade)), lit)
+    for grey in (np.exp(shade[:1]), np.exp(shade[[0, 0, 0]])):
+        assert alike(field(grey, Sensor.OPTICAL), alone) > 0.95
+
+
+def test_what_is_beside_the_bright_is_left_out_of_sar():
+    rng = np.random.default_rng(0)
+    sar = np.exp(0.1 * blurred(rng, 1))
+    sar[0, 40:48, 60:70] = 50
+    plain, seen = field(sar), field(sar, Sensor.SAR)
+    assert plain.valid.all()
+    assert not seen.valid[40 - BESIDE_PX : 48 + BESIDE_PX, 60 - BESIDE_PX : 70 + BESIDE_PX].any()
+    assert not seen.values[seen.valid == 0].any()
+    assert 0.2 < seen.valid.mean() < 0.8
+    twice = field(sar, Sensor.SAR, factor=2)
+    assert seen.valid.sum() < twice.valid.sum() < plain.valid.sum()
+    assert field(np.ones_like(sar), Sensor.SAR).valid.all()  # nothing is bright
 
 
 def test_what_predict_is_told(files, caplog):
