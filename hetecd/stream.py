@@ -64,7 +64,7 @@ def probability_rows(
     Args:
         pair: what to read; a thread reads it until this iterator is used up or closed.
         predictor: see :data:`hetecd.modality.Predictor`.
-        tile_px: edge of a window, at least 32 and best that of the training tiles or more: it is the context a pixel has.
+        tile_px: edge of a window, at least 32, best that of the training tiles or more: it is what a pixel sees around.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         part: of the scene, by default all; it is what it would be in the whole, but for rounding in the predictor.
