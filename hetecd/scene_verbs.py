@@ -15,6 +15,7 @@ from hetecd.errors import ConfigError, InputError
 from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network, open_predictor
 
 if TYPE_CHECKING:
+    from hetecd.info import ModelInfo
     from hetecd.predict import Summary
     from hetecd.vector import PolygonSettings
 
@@ -97,18 +98,15 @@ def _predict_pair(args: Namespace, opened: Callable[..., Network]) -> None:
 def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
     from hetecd.folders import match_tiles
     from hetecd.grids import GridChoice
-    from hetecd.memory import fitting_batch
     from hetecd.predict import predict_folder
 
     fill(GridChoice, args).refuse_for_tiles(args.before)
     if args.report:
         raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
-    network = opened(args.weights, args.runtime, args.device, args.precision)
-    info = network.info.reading(args.optical_bands, args.sar_bands)
+    network, info, before_is, threshold, batch = _settle(args, opened)
     summary = predict_folder(
-        match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar,
-        args.before_is or info.before_is, info.threshold if args.threshold is None else args.threshold,
-        args.tile, args.overlap, fitting_batch(args.tile, args.device) if args.batch is None else args.batch,
+        match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar, before_is,
+        threshold, args.tile, args.overlap, batch,
     )  # fmt: skip
     return f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
 
@@ -133,17 +131,13 @@ def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
 def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, polygons: "PolygonSettings") -> "Summary":
     from hetecd.align import choose_move
     from hetecd.grids import GridChoice
-    from hetecd.memory import fitting_batch
     from hetecd.pair import open_pair
     from hetecd.predict import predict_scene
     from hetecd.results import About, warnings_heard
     from hetecd.scaling import scale_to_pair
 
-    network = opened(args.weights, args.runtime, args.device, args.precision)
-    info, choice = network.info.reading(args.optical_bands, args.sar_bands), fill(GridChoice, args)
-    before_is = args.before_is or info.before_is
-    threshold = info.threshold if args.threshold is None else args.threshold
-    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
+    network, info, before_is, threshold, batch = _settle(args, opened)
+    choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
@@ -159,6 +153,17 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
             pair, network.predictor(args.tta, info), args.out, threshold, args.tile, args.overlap, batch, about=about,
             redo=args.redo, polygons=polygons, keep_batch=args.batch is None,
         )  # fmt: skip
+
+
+def _settle(args: Namespace, opened: Callable[..., Network]) -> tuple[Network, "ModelInfo", Role, float, int]:
+    """Network, its description with the bands asked for, earlier date, threshold and batch: flags, else what suits."""
+    from hetecd.memory import fitting_batch
+
+    network = opened(args.weights, args.runtime, args.device, args.precision)
+    info = network.info.reading(args.optical_bands, args.sar_bands)
+    threshold = info.threshold if args.threshold is None else args.threshold
+    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
+    return network, info, args.before_is or info.before_is, threshold, batch
 
 
 def align_arguments(parser: ArgumentParser) -> None:
