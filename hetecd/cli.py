@@ -92,7 +92,3 @@ def _underscores(words: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         out.append(flag.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word)
     return out
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -39,6 +39,7 @@ MARK_BYTES = 16  # more than the longest of them
 BAR = re.compile(r"(\d+) ?% ?\|")  # how a bar on a terminal begins
 MOST_OPEN = 16
 STAGE = ".hetecd-upload-"
+RESULT = "result"  # within it: the name of the folder that is being made of it
 PATIENCE_S = 3600  # without a byte, after which an upload is given up
 SHOWN = 200  # jobs remembered
 
@@ -227,6 +228,7 @@ class Jobs:
             try:
                 folder.mkdir()  # fails where it has come to be in the meantime
                 try:
+                    (self._stage(job) / RESULT).write_text(job.name)
                     for date in DATES:
                         (self._stage(job) / f"{date}.tif").rename(folder / f"{date}.tif")
                     self._predict(job, folder)
@@ -242,7 +244,7 @@ class Jobs:
     def _predict(self, job: Job, folder: Path) -> None:
         """Run the command and follow its bar; InputError with its message where it fails."""
         images = [str(folder / f"{date}.tif") for date in DATES]
-        command = [sys.executable, "-m", "hetecd.cli", "predict", *images]
+        command = [sys.executable, "-m", "hetecd", "predict", *images]
         command += ["-o", str(folder), *self.options, *(["--before-is", job.before_is] if job.before_is else [])]
         text = ""
         with self._lock:
@@ -265,7 +267,8 @@ class Jobs:
                 self._process = self._current = None
         if code:
             said = re.findall(r"hetecd: error: (.*)", text)
-            raise InputError(said[-1].strip() if said else f"the prediction ended with exit code {code}")
+            message = said[-1].strip() if said else f"the prediction ended with exit code {code}"
+            raise InputError(message.replace(f"{folder}{os.sep}", ""))
 
 
 def _check_image(path: Path, name: str) -> None:
@@ -278,9 +281,12 @@ def _check_image(path: Path, name: str) -> None:
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove uploads to servers that were killed; those to others that serve the same folder are locked."""
+    """Remove what servers that were killed left; what others that serve the same folder are at is locked."""
     for folder in root.glob(f"{STAGE}*"):
-        with suppress(InputError, OutputError), locked(folder):
+        with suppress(InputError, OutputError, OSError), locked(folder):
+            result = folder / RESULT
+            if result.is_file() and not (made := root / result.read_text() / "summary.json").is_file():
+                shutil.rmtree(made.parent, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 

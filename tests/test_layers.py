@@ -30,6 +30,7 @@ ROWS = [
     {"flags"},
     {"scene_verbs", "network_verbs"},
     {"cli"},
+    {"__main__"},
 ]
 OWNERS = {
     "torch": {"ops", "encoder", "residual", "difference", "losses", "model", "weights", "convert", "augment", "data",

@@ -205,7 +205,7 @@ def test_uploads_that_cannot_be(site: Site) -> None:
 
 
 def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(mapped: Path) -> None:
-    command = [sys.executable, "-m", "hetecd.cli", "serve", str(mapped.parent), "--port", "0"]
+    command = [sys.executable, "-m", "hetecd", "serve", str(mapped.parent), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:

@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_the_last_good_checkpoint_and_resume_continues_exactly(til
     flags = ["--data", str(tiles), "--epochs", "4", "--batch", "4", "--sar-db", "true", "--seed", "5", "--workers", "0",
              "--width", "8", "--val-fraction", "0.25", "--precision", "f32", "--accelerator", "cpu",
              "--cutmix", "0.5", "--ema", "0.9"]  # fmt: skip
-    command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", *flags]
+    command = [sys.executable, "-m", "hetecd", "train", "recipes/quick.yaml", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     first = subprocess.Popen([*command, "-o", str(cut)], stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
@@ -181,7 +181,7 @@ def test_the_running_mean_is_of_the_last_steps(tiles: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("modalities", ["both", "optical"])
 def test_two_processes_train_one_network(modalities: str, tiles: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hetecd.cli", "train", "recipes/quick.yaml", "--data", str(tiles),
+    command = [sys.executable, "-m", "hetecd", "train", "recipes/quick.yaml", "--data", str(tiles),
                "-o", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--width", "8", "--sar-db", "true",
                "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--precision", "f32",
                "--ema", "0.9", "--cutmix", "0.5",

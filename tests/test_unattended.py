@@ -223,7 +223,7 @@ def test_other_settings_are_refused_before_anything_is_lost(files, tmp_path):
     assert (tmp_path / FOLDER / "journal").read_bytes() == journal
 
 
-COMMAND = [sys.executable, "-m", "hetecd.cli", "predict"]
+COMMAND = [sys.executable, "-m", "hetecd", "predict"]
 
 
 @pytest.mark.slow
