@@ -18,7 +18,7 @@ from scoring import Trained
 
 from hetecd.config import IGNORE, TrainConfig
 from hetecd.data import TileDataset, TileFiles, fit_modalities, split_tiles
-from hetecd.modality import Floats, Modality, from_raw
+from hetecd.modality import Floats, Modality, Scaled
 
 WINDOWS_PX = (3, 9, 25)
 
@@ -110,7 +110,7 @@ def train_boosting(data: Path, config: TrainConfig, options: Options) -> Trained
         return np.stack(maps)
 
     return Trained(
-        from_raw(compute, optical, sar), optical, sar, config.before_is, ignore_255=config.ignore_255,
+        Scaled(compute, optical, sar), optical, sar, config.before_is, ignore_255=config.ignore_255,
         minutes=(time.monotonic() - start) / 60,
     )  # fmt: skip
 

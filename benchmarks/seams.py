@@ -17,7 +17,7 @@ from hetecd.modality import Floats
 from hetecd.raster import read_raster
 from hetecd.synth import write_pair
 
-PLANS = ((256, 0), (256, 64), (256, 192), (512, 128), (512, 256))
+PLANS = ((256, 0), (256, 64), (256, 192), (512, 128), (512, 256), (768, 384))
 BORDER_PX = 32
 BANDS = ["--optical-bands", "3", "4", "2"]  # of blue, green, red, near infrared: what the weights that come along read
 

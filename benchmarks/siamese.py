@@ -28,7 +28,7 @@ from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, spli
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
 from hetecd.metrics import Confusion, confusion
-from hetecd.modality import Floats, Modality, from_raw
+from hetecd.modality import Floats, Modality, Scaled
 from hetecd.ops import keep_memory
 from hetecd.train import lr_factor, parameter_groups, running_mean, segmentation_terms
 
@@ -214,7 +214,7 @@ def _trained(net: nn.Module, config: TrainConfig, optical: Modality, sar: Modali
             return net(*images).float().softmax(1)[:, 1].cpu().numpy()
 
     return Trained(
-        from_raw(compute, optical, sar), optical, sar, config.before_is, ignore_255=config.ignore_255,
+        Scaled(compute, optical, sar), optical, sar, config.before_is, ignore_255=config.ignore_255,
         parameters=parameters(net), multiply_adds=multiply_adds(net, optical.channels, sar.channels),
         minutes=run.seconds / 60, epochs=config.epochs,
     )  # fmt: skip

@@ -28,7 +28,7 @@ from hetecd.graph import Graph
 from hetecd.info import ModelInfo, to_metadata
 from hetecd.modality import Floats, Predictor
 from hetecd.model import HeteCD
-from hetecd.runtime import GRAPHS, PRECISION, SECTION, OpenVinoGraph, is_installed, quiet
+from hetecd.runtime import GRAPHS, PRECISION, SECTION, OpenVinoGraph, is_installed, quiet, with_standardised
 from hetecd.weights import load
 
 log = logging.getLogger("hetecd")
@@ -124,7 +124,9 @@ def export_file(
             if to == "onnx":
                 write_onnx(net, part, metadata)
             else:
-                write_openvino(net, part, metadata, _calibration(tiles) if tiles and precision == "int8" else None)
+                write_openvino(
+                    net, part, metadata, _calibration(info, tiles) if tiles and precision == "int8" else None
+                )
         comparison = compare(net, _graphs(part), _cases(info, tiles))
         _judge(comparison, BOUNDS[precision], out, precision)
         publish(sorted(folder.iterdir()), out.parent)  # the .bin before its .xml
@@ -154,7 +156,8 @@ def write_onnx(net: HeteCD, path: Path, metadata: dict[str, str], int8: bool = F
     import onnx
 
     config = net.config
-    images = torch.zeros(2, config.optical_channels, 64, 96), torch.zeros(2, config.sar_channels, 64, 96)
+    copies = 2 if config.standardise else 1  # standardised bands come with the others
+    images = tuple(torch.zeros(2, copies * n, 64, 96) for n in (config.optical_channels, config.sar_channels))
     free = {name: {0: "batch", 2: "height", 3: "width"} for name in ("optical", "sar")}
     free["probability"] = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings(), torch.no_grad():
@@ -251,8 +254,9 @@ def _spread(tiles: TileDataset, count: int) -> Iterator[Images]:
         yield item["optical"].numpy()[None], item["sar"].numpy()[None]
 
 
-def _calibration(tiles: TileDataset) -> list[Images]:
-    return list(_spread(tiles, CALIBRATION_TILES))
+def _calibration(info: ModelInfo, tiles: TileDataset) -> list[Images]:
+    """Images as the graph reads them."""
+    return [with_standardised(info, *images) for images in _spread(tiles, CALIBRATION_TILES)]
 
 
 def _cases(info: ModelInfo, tiles: TileDataset | None) -> Iterator[Images]:

@@ -11,7 +11,7 @@ from hetecd.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
-    from hetecd.modality import Predictor
+    from hetecd.modality import Predictor, Scaled
     from hetecd.runtime import Precision, Runtime
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
@@ -49,18 +49,18 @@ class Network:
     info: "ModelInfo"
     device: str
 
-    def predictor(self, tta: bool = False, info: "ModelInfo | None" = None) -> "Predictor":
+    def predictor(self, tta: bool = False, info: "ModelInfo | None" = None) -> "Scaled":
         """The same of raw images; a new one for each scene, for it warns once of values unlike those of training.
 
         Args:
             tta: mean over four mirror images.
             info: how the images are scaled, where not as in training.
         """
-        from hetecd.modality import from_raw, mirrored  # numpy
+        from hetecd.modality import Scaled, mirrored  # numpy
 
         info = info or self.info
-        predictor = from_raw(self.compute, info.optical, info.sar)
-        return mirrored(predictor) if tta else predictor
+        compute = mirrored(self.compute) if tta else self.compute
+        return Scaled(compute, info.optical, info.sar, info.model.standardise)
 
     @cached_property
     def description(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN w
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ MIN_PX = 32
 CLIP = (-1.0, 2.0)
 PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
+FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
 
 
@@ -116,35 +117,54 @@ class Modality:
         return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
 
 
-def from_raw(compute: Predictor, optical: Modality, sar: Modality) -> Predictor:
-    """Put the scaling before a network, whichever runtime it is in.
+@dataclass(frozen=True)
+class Scaled:
+    """A network behind the scaling of its inputs, whichever runtime it is in: a :data:`Predictor` of raw images.
 
-    Args:
+    It warns, once, where most values are unlike those of training.
+
+    Attributes:
         compute: ``(optical, sar) -> probability`` of normalised images.
         optical: what the optical image must look like.
         sar: what the SAR image must look like.
-
-    Returns:
-        The same of raw images. It warns, once, where most values are unlike those of training.
+        standardises: ``compute`` standardises the bands over the images that it gets, unless they come with their
+            standardised bands, as (B, 2C, H, W); see :mod:`hetecd.surroundings`.
     """
-    warned: set[str] = set()
 
-    def warn(name: str, modality: Modality, raw: Floats) -> None:
-        if name not in warned and (share := modality.outlying(raw)) > FOREIGN:
-            warned.add(name)
-            log.warning(
-                "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "
-                "rescale the image or use other weights",
-                name, 100 * share, modality.low, modality.high, "dB" if modality.db else modality.unit,
-            )  # fmt: skip
+    compute: Predictor
+    optical: Modality
+    sar: Modality
+    standardises: bool = False
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def predict(raw_optical: Floats, raw_sar: Floats) -> Floats:
-        images = optical.normalise(raw_optical), sar.normalise(raw_sar)
-        warn("optical", optical, raw_optical)
-        warn("sar", sar, raw_sar)
-        return compute(*images)
+    def __call__(self, raw_optical: Floats, raw_sar: Floats) -> Floats:
+        """Raw images to probability."""
+        return self.compute(*self.normalise(raw_optical, raw_sar))
 
-    return predict
+    def normalise(self, raw_optical: Floats, raw_sar: Floats) -> tuple[Floats, Floats]:
+        """Raw images (..., C, H, W), NaN = invalid, to what ``compute`` reads, 0 = invalid."""
+        images = self.optical.normalise(raw_optical), self.sar.normalise(raw_sar)
+        for name, modality, raw in (("optical", self.optical, raw_optical), ("sar", self.sar, raw_sar)):
+            if name not in self._warned and (share := modality.outlying(raw)) > FOREIGN:
+                self._warned.add(name)
+                log.warning(
+                    "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "
+                    "rescale the image or use other weights",
+                    name, 100 * share, modality.low, modality.high, "dB" if modality.db else modality.unit,
+                )  # fmt: skip
+        return images
+
+
+def standardised(images: Floats) -> Floats:
+    """Each band, and each once more with mean 0 and deviation 1 over its image: (B, C, H, W) -> (B, 2C, H, W).
+
+    What :func:`hetecd.model.standardised` does, without torch: invalid pixels are 0 in all bands, and stay it.
+    """
+    valid = (images != 0).any(1, keepdims=True)
+    count = np.maximum(valid.sum((2, 3), keepdims=True), 1)
+    even = (images - images.sum((2, 3), keepdims=True, dtype=np.float64) / count) * valid
+    deviation = np.sqrt(np.square(even).sum((2, 3), keepdims=True) / count)
+    return np.concatenate((images, (even / (deviation + FLAT)).astype(np.float32)), 1)
 
 
 def mirrored(compute: Predictor) -> Predictor:
@@ -152,6 +172,8 @@ def mirrored(compute: Predictor) -> Predictor:
 
     Four times the work; what a map owes to the direction in which a network reads goes away.
     """
+    if isinstance(compute, Scaled):
+        return replace(compute, compute=mirrored(compute.compute))
 
     def predict(optical: Floats, sar: Floats) -> Floats:
         total = np.zeros(sar.shape[:1] + sar.shape[2:], np.float32)

@@ -12,11 +12,9 @@ from hetecd.difference import Difference
 from hetecd.encoder import ENCODERS, PAD_TO, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-from hetecd.modality import MIN_PX
+from hetecd.modality import FLAT, MIN_PX
 from hetecd.ops import Conv3x3, ConvNorm, Linear
 from hetecd.residual import RESIDUAL, ResidualEncoder
-
-FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 
 
 class Features(NamedTuple):
@@ -67,7 +65,8 @@ class HeteCD(nn.Module):
 
         Args:
             optical: (B, optical_channels, H, W), scaled as the weights expect (published: pixel / 255).
-            sar: (B, sar_channels, H, W), the same size; H and W are at least 32 and otherwise free.
+            sar: (B, sar_channels, H, W), the same size; H and W are at least 32 and otherwise free. Where the network
+                standardises, both may come with their standardised bands, as (B, 2 * channels, H, W).
             features: also return what the losses of training compare.
 
         Returns:
@@ -90,16 +89,18 @@ class HeteCD(nn.Module):
     def prepare(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
         """What encoders and decoder read of the two images before padding; a date that must not be seen is zeros."""
         seen = self.config.modalities
-        if self.config.standardise:
+        if self.config.standardise and optical.shape[1] == self.config.optical_channels:
             optical, sar = standardised(optical), standardised(sar)
         return (optical if seen != "sar" else torch.zeros_like(optical)), (
             sar if seen != "optical" else torch.zeros_like(sar)
         )
 
     def _check(self, optical: Tensor, sar: Tensor) -> None:
+        config = self.config
+        copies = 2 if config.standardise and optical.shape[1:2] == (2 * config.optical_channels,) else 1
         for name, image, channels in (
-            ("optical", optical, self.config.optical_channels),
-            ("sar", sar, self.config.sar_channels),
+            ("optical", optical, copies * config.optical_channels),
+            ("sar", sar, copies * config.sar_channels),
         ):
             if image.ndim != 4 or image.shape[1] != channels:
                 raise InputError(f"{name}: found shape {tuple(image.shape)}, expected (B, {channels}, H, W)")

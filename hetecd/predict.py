@@ -34,6 +34,7 @@ from hetecd.results import About, Count, describe, map_rows, read_summary, tags,
 from hetecd.stac import write_item
 from hetecd.stream import Tally, probability_rows
 from hetecd.styles import COLOURS, STYLES, write_styles
+from hetecd.surroundings import seen_by
 from hetecd.tiles import Window, blocks, panels
 from hetecd.vector import DRIVERS, PolygonSettings, write_polygons
 from hetecd.work import FOLDER, Block, Work, work_in
@@ -197,6 +198,7 @@ def _map_blocks(
         change, valid_pixels, _ = _classify(probability, threshold, changed=1, invalid=IGNORE)
         work.add(Block(window, valid_pixels), {"change": change, "probability": probability})
 
+    source, compute = seen_by(predictor, pair)
     with Progress(pair.grid.height * pair.grid.width, progress) as bar, behind(put_away) as put:
         bar.skip(sum(window.height * window.width for window in work.done))
         for panel in panels(*pair.grid.shape, tile_px):
@@ -205,7 +207,7 @@ def _map_blocks(
                 continue
             first = todo[0].row
             part = Window(first, panel.col, panel.height - first, panel.width)
-            rows = probability_rows(pair, predictor, tile_px, overlap_px, work.batch, part, tally)
+            rows = probability_rows(source, compute, tile_px, overlap_px, work.batch, part, tally)
             with closing(rows):
                 for item in _cut(rows, blocks(part), bar):
                     put(item)

@@ -1,8 +1,8 @@
 """Exported graphs as predictors: OpenVINO and ONNX Runtime, without torch.
 
 A graph is a file that `hetecd export` wrote: ``.xml`` with its ``.bin`` (OpenVINO) or ``.onnx``. It reads normalised
-images ``optical`` and ``sar``, gives ``probability``, and carries its :class:`hetecd.info.ModelInfo`, so that the file
-alone is enough to use.
+images ``optical`` and ``sar`` (with their standardised bands, where the network has them), gives ``probability``, and
+carries its :class:`hetecd.info.ModelInfo`, so that the file alone is enough to use.
 """
 
 import logging
@@ -20,7 +20,7 @@ import numpy as np
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.info import ModelInfo, from_metadata
 from hetecd.memory import torch_takes_gpu
-from hetecd.modality import Floats, Predictor, from_raw
+from hetecd.modality import Floats, Scaled, standardised
 
 log = logging.getLogger("hetecd")
 
@@ -72,7 +72,7 @@ def kind_of_device(path: Path | str, runtime: Runtime = "auto", device: str = "a
 
 def open_graph(
     path: Path | str, runtime: Runtime = "auto", device: str = "auto", precision: Precision = "auto"
-) -> tuple[Predictor, ModelInfo]:
+) -> tuple[Scaled, ModelInfo]:
     """An exported graph as a function of raw images, and what it says about itself.
 
     Arguments and errors are those of :func:`read_graph`.
@@ -82,7 +82,8 @@ def open_graph(
         H and W from 32; and the description.
     """
     graph = read_graph(path, runtime, device, precision)
-    return from_raw(graph, graph.info.optical, graph.info.sar), graph.info
+    info = graph.info
+    return Scaled(graph, info.optical, info.sar, info.model.standardise), info
 
 
 def read_graph(
@@ -128,6 +129,7 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not a graph that OpenVINO can read; export it again") from error
         self.info = from_metadata(metadata, path)
+        _check_channels(path, self.info, self.model.input("optical").partial_shape[1].get_length())
         if precision == "auto":
             # What is not int8 in an int8 graph is best computed in bf16.
             precision = "f32" if metadata.get(PRECISION, "f32") == "f32" else "bf16"
@@ -143,6 +145,7 @@ class OpenVinoGraph:
 
     def __call__(self, optical: Floats, sar: Floats) -> Floats:
         """Normalised images to probability, see :func:`open_graph`."""
+        optical, sar = with_standardised(self.info, optical, sar)
         if optical.shape not in self.compiled:
             if len(self.compiled) == SHAPES:
                 self.compiled.popitem(last=False)
@@ -174,6 +177,7 @@ class OnnxGraph:
         except Exception as error:  # its exceptions have no common base
             raise CheckpointError(f"{path}: not a graph that ONNX Runtime can read; export it again") from error
         self.info = from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
+        _check_channels(path, self.info, self.session.get_inputs()[0].shape[1])
         where = "CUDA" if self.session.get_providers()[0].startswith("CUDA") else "CPU"
         if gpu and where == "CPU":  # built for CUDA, but its driver or libraries are missing
             raise ConfigError(f"device: {device!r} cannot be started by ONNX Runtime; see its messages, or take cpu")
@@ -184,6 +188,7 @@ class OnnxGraph:
 
     def __call__(self, optical: Floats, sar: Floats) -> Floats:
         """Normalised images to probability, see :func:`open_graph`."""
+        optical, sar = with_standardised(self.info, optical, sar)
         return self.session.run(["probability"], {"optical": optical, "sar": sar})[0]
 
 
@@ -226,6 +231,23 @@ def _has_cuda() -> bool:
     import onnxruntime
 
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def with_standardised(info: ModelInfo, optical: Floats, sar: Floats) -> tuple[Floats, Floats]:
+    """Normalised images as a graph reads them: with their standardised bands, where they are wanted and do not come."""
+    if info.model.standardise and optical.shape[1] == info.optical.channels:
+        return standardised(optical), standardised(sar)
+    return optical, sar
+
+
+def _check_channels(path: Path | str, info: ModelInfo, found: int) -> None:
+    """CheckpointError where a graph standardises bands itself, as those of older versions do."""
+    expected = info.optical.channels * (2 if info.model.standardise else 1)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: found a graph of {found} optical channels, expected {expected}; an older version wrote it, "
+            "export it again"
+        )
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

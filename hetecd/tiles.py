@@ -15,6 +15,7 @@ from hetecd.errors import InputError
 from hetecd.modality import Floats
 
 BLOCK_PX = 512  # edge of the tiles of a COG; blocks of a scene are this high and a multiple of it wide
+STRIDE_PX = 32  # coarsest step of a network: what begins at multiples of it shows the same place alike
 PANEL_TILES = 32  # windows beside each other in a panel, more or less
 
 
@@ -29,7 +30,9 @@ class Window:
 
 
 def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
-    """First pixels of the windows along one axis; the last window is shifted inwards to end with the scene.
+    """First pixels of the windows along one axis; the last window ends with the scene, shifted inwards.
+
+    Where windows go in steps that a network's maps take too, the last one does so as well, and is up to 31 px shorter.
 
     Raises:
         InputError: a length or the tile is not positive, or the overlap is not below the tile.
@@ -38,8 +41,10 @@ def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
         raise InputError(f"tile_px: found {tile_px} on a scene of {length_px} pixels, expected both at least 1")
     if not 0 <= overlap_px < tile_px:
         raise InputError(f"overlap_px: found {overlap_px}, expected 0 to {tile_px - 1} (below tile_px)")
-    last = max(length_px - tile_px, 0)
-    return [*range(0, last, tile_px - overlap_px), last]
+    step, last = tile_px - overlap_px, max(length_px - tile_px, 0)
+    if step % STRIDE_PX == 0 and tile_px >= 2 * STRIDE_PX:
+        last = -(-last // STRIDE_PX) * STRIDE_PX
+    return [*range(0, last, step), last]
 
 
 def spread(shape: tuple[int, int], along: int, edge_px: int) -> list[Window]:
@@ -59,7 +64,7 @@ def window_rows(
 ) -> Iterator[list[Window]]:
     """Windows that cover every pixel, row by row, each overlapping the next by at least ``overlap_px``.
 
-    All have the edge ``tile_px``, or that of the scene where the scene is smaller.
+    They have the edge ``tile_px``, the last of a row or column perhaps less (see :func:`starts`).
 
     Args:
         height: rows of the scene.
@@ -69,11 +74,10 @@ def window_rows(
         part: give only the windows that reach into this part of the scene.
     """
     part = part or Window(0, 0, height, width)
-    tile_height, tile_width = min(tile_px, height), min(tile_px, width)
-    cols = [c for c in starts(width, tile_px, overlap_px) if c < part.col + part.width and c + tile_width > part.col]
+    cols = [c for c in starts(width, tile_px, overlap_px) if c < part.col + part.width and c + tile_px > part.col]
     for row in starts(height, tile_px, overlap_px):
-        if row < part.row + part.height and row + tile_height > part.row:
-            yield [Window(row, col, tile_height, tile_width) for col in cols]
+        if row < part.row + part.height and row + tile_px > part.row:
+            yield [Window(row, col, min(tile_px, height - row), min(tile_px, width - col)) for col in cols]
 
 
 def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Window]:
@@ -134,10 +138,10 @@ def shares(length_px: int, tile_px: int, overlap_px: int) -> dict[int, Floats]:
     It is its weight over the sum of weights so far: 1 where it is the first that counts, 0 where it does not count.
     """
     positions = starts(length_px, tile_px, overlap_px)
-    size_px = min(tile_px, length_px)
     total = np.zeros(length_px)
     result = {}
     for start in positions:
+        size_px = min(tile_px, length_px - start)
         part = slice(start, start + size_px)
         weights = blend_weights(size_px, overlap_px, first=start == 0, last=start == positions[-1])
         total[part] += weights
@@ -192,7 +196,7 @@ class Stitcher:
         first = max(0, self._part.col - window.col)
         last = min(window.width, self._part.col + self._part.width - window.col)
         at = window.col - self._part.col
-        target = self._strip[:, at + first : at + last]
+        target = self._strip[: window.height, at + first : at + last]
         new = values.astype(np.float32, copy=False)[:, first:last]
         _blend(target, new, self._col_shares[window.col][first:last])
         self._strip_is_empty = False
@@ -211,7 +215,8 @@ class Stitcher:
         if not 0 <= done <= size_px:
             raise ValueError(f"row {row} leaves out rows, after {self._top}")
         if done and not self._strip_is_empty:
-            _blend(self._joined, self._strip, self._row_shares[self._top][:, None])
+            share = self._row_shares[self._top]
+            _blend(self._joined[: len(share)], self._strip[: len(share)], share[:, None])
             self._strip[:] = np.nan
             self._strip_is_empty = True
             self._joined_px = size_px

@@ -18,7 +18,7 @@ from hetecd.config import ModelConfig
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
-from hetecd.modality import Floats, Predictor, from_raw
+from hetecd.modality import Floats, Predictor, Scaled
 from hetecd.model import HeteCD
 from hetecd.ops import freeze, keep_memory
 
@@ -188,7 +188,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
-def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto") -> Predictor:
+def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto") -> Scaled:
     """A function from raw images to the probability of change.
 
     Args:
@@ -207,7 +207,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     info = model.info
     if info is None:
         raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
-    return from_raw(normalised_predictor(model, device, precision), info.optical, info.sar)
+    compute = normalised_predictor(model, device, precision)
+    return Scaled(compute, info.optical, info.sar, info.model.standardise)
 
 
 def normalised_predictor(

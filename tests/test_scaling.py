@@ -10,7 +10,7 @@ import rasterio
 
 from hetecd.cli import main
 from hetecd.errors import ConfigError
-from hetecd.modality import Floats, Modality, from_raw, looks_like
+from hetecd.modality import Floats, Modality, Scaled, looks_like
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.scaling import scale_to_pair
@@ -36,7 +36,7 @@ def _mapped(folder: Path, optical: Floats, sar: Floats, known: tuple[Modality, M
         write_raster(folder / f"{name}.tif", image, GRID)
     with open_pair(folder / "optical.tif", folder / "sar.tif", "optical", *known) as pair:
         own = scale_to_pair(pair, *known, how)  # type: ignore[arg-type]
-    return from_raw(_mean, *own)(optical[None], sar[None])
+    return Scaled(_mean, *own)(optical[None], sar[None])
 
 
 @pytest.mark.parametrize(("known", "other"), [(POWER, BACKSCATTER), (DECIBELS, 10 ** (BACKSCATTER / 10))])

@@ -6,11 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetecd.errors import InputError
-from hetecd.tiles import BLOCK_PX, Stitcher, Window, blend_weights, blocks, panels, shares, window_rows, windows
+from hetecd.tiles import (
+    BLOCK_PX,
+    STRIDE_PX,
+    Stitcher,
+    Window,
+    blend_weights,
+    blocks,
+    panels,
+    shares,
+    window_rows,
+    windows,
+)
 
 
 @st.composite
 def layouts(draw):
+    if draw(st.booleans()):  # steps of 32, with which the last window keeps
+        tile_px = 32 * draw(st.integers(2, 4))
+        return draw(st.integers(1, 400)), draw(st.integers(1, 400)), tile_px, tile_px - 32 * draw(st.integers(1, 2))
     tile_px = draw(st.integers(1, 40))
     return draw(st.integers(1, 120)), draw(st.integers(1, 120)), tile_px, draw(st.integers(0, tile_px - 1))
 
@@ -39,12 +53,18 @@ def stitch(layout, value_of, keep=lambda window: True, area=None):
 
 @settings(deadline=None)
 @given(layouts())
-def test_windows_cover_the_scene_with_one_size_and_the_overlap(layout):
+def test_windows_cover_the_scene_with_the_overlap(layout):
     height, width, tile_px, overlap_px = layout
+    on_stride = (tile_px - overlap_px) % STRIDE_PX == 0 and tile_px >= 2 * STRIDE_PX
     found = windows(*layout)
     count = np.zeros((height, width), int)
     for window in found:
-        assert (window.height, window.width) == (min(tile_px, height), min(tile_px, width))
+        for start, size, length in ((window.row, window.height, height), (window.col, window.width, width)):
+            if on_stride:
+                assert start % STRIDE_PX == 0
+                assert size == min(tile_px, length - start) > min(tile_px - STRIDE_PX, length - 1)
+            else:
+                assert size == min(tile_px, length)
         assert window.row >= 0
         assert window.col >= 0
         part(count, window)[...] += 1
