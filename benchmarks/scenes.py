@@ -8,6 +8,7 @@ summary and leaves no window out. Prints a Markdown table.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -109,26 +110,27 @@ def run_one(how: str, folder: Path) -> None:
     """Map the pair of a folder and print what it took."""
     spent = [0.0]
     net = load(DEFAULT_WEIGHTS)
-    compute = predictor(net)
+    network = predictor(net)
     batch = fitting_batch(TILE_PX)
 
     def timed(optical: Floats, sar: Floats) -> Floats:
         begun = time.perf_counter()
-        probability = compute(optical, sar)
+        probability = network.compute(optical, sar)
         spent[0] += time.perf_counter() - begun
         return probability
 
+    compute = dataclasses.replace(network, compute=timed)
     info = net.info
     assert info is not None
     started, cpu_before = time.perf_counter(), time.process_time()
     paths = folder / "optical.tif", folder / "sar.tif"
     with open_pair(*paths, "optical", info.optical, info.sar) as pair:
         if how == "naive":
-            valid_pixels = naive(pair, timed, folder / "naive", info.threshold, batch)
+            valid_pixels = naive(pair, compute, folder / "naive", info.threshold, batch)
         else:
             about = About(describe_weights(DEFAULT_WEIGHTS, info.scores))
             settings = (info.threshold, TILE_PX, OVERLAP_PX, batch)
-            valid_pixels = predict_scene(pair, timed, folder / "out", *settings, about=about).valid_pixels
+            valid_pixels = predict_scene(pair, compute, folder / "out", *settings, about=about).valid_pixels
     found = {
         "seconds": time.perf_counter() - started,
         "cpu_s": time.process_time() - cpu_before,

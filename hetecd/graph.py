@@ -47,7 +47,10 @@ class Graph(nn.Module):
                 block.mlp = GraphMlp(block.mlp)
 
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
-        """(B, Co, H, W), (B, Cs, H, W), normalised, H and W from 32 -> probability (B, H, W)."""
+        """(B, Co, H, W), (B, Cs, H, W), normalised, H and W from 32 -> probability (B, H, W).
+
+        Where the network standardises, Co and Cs are those of the images with their standardised bands.
+        """
         H, W = optical.shape[-2:]
         # As the network does it, but always: a trace knows no `if`.
         pad = (0, -W % PAD_TO, 0, -H % PAD_TO)

@@ -1,8 +1,10 @@
 """Map a pair of images, or a folder of tile pairs, with any predictor.
 
 A *predictor* is a callable ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``, NumPy float32 in
-and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. Torch is not needed
-here: the same code serves every runtime. Rasters and polygons are the business of :mod:`hetecd.pair`,
+and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. A network that standardises
+its bands must be a :class:`hetecd.modality.Scaled` (as :func:`hetecd.predictor` gives it; ``dataclasses.replace`` wraps
+what is inside), or windows of a scene will not fit together. Torch is not needed here: the same code serves every
+runtime. Rasters and polygons are the business of :mod:`hetecd.pair`,
 :mod:`hetecd.raster` and :mod:`hetecd.vector`, which use rasterio.
 """
 

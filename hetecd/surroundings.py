@@ -23,10 +23,10 @@ from hetecd.tiles import Window
 Doubles = NDArray[np.float64]
 CELL_PX = 256
 REACH = 2  # cells to either side that count
-STRIP_CELLS = 16
-SAMPLE_PX = 64  # rows of a cell that are looked at
-SMALL_PX = 2048  # edge of a scene up to which all are
-KEPT = 4096  # strips in memory, a few kB each: a window of 100 000 x 10 000 px needs fewer
+STRIP_CELLS = 4
+SAMPLE_PX = 64  # rows of a cell that are looked at,
+SMALL_PX = 2048  # where the scene is larger than this; otherwise all
+KEPT = 4096  # strips in memory, less than 1 kB each; a row of windows over one panel needs some hundred
 
 
 def seen_by(predictor: Predictor, pair: Pair) -> tuple[Source, Predictor]:
@@ -61,8 +61,10 @@ class Surroundings:
         found = self._pair.read_usable(window)
         if found is None:
             return None
-        optical, sar = self._scaled.normalise(*found[:2])
-        return self._with_standardised(0, window, optical), self._with_standardised(1, window, sar), found[2]
+        optical, sar, valid = found
+        del found  # a strip of windows: its memory is wanted
+        optical, sar = self._scaled.normalise(optical, sar)
+        return self._with_standardised(0, window, optical), self._with_standardised(1, window, sar), valid
 
     def _with_standardised(self, date: int, window: Window, image: Floats) -> Floats:
         """(C, h, w) -> (2C, h, w); ``date`` is 0 for the optical image, 1 for SAR."""
