@@ -33,10 +33,7 @@ class Pair:
         before_is: which of the two the earlier date is.
         aoi: file of the area of interest, if there is one.
         files: local files that the two are read from, also those behind a container or a virtual raster.
-        invalid: value of invalid pixels.
     """
-
-    invalid = float("nan")
 
     def __init__(
         self,

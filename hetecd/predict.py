@@ -200,7 +200,7 @@ def _map_blocks(
         change, valid_pixels, _ = _classify(probability, threshold, changed=1, invalid=IGNORE)
         work.add(Block(window, valid_pixels), {"change": change, "probability": probability})
 
-    source, compute = seen_by(predictor, pair)
+    compute, see = seen_by(predictor, pair.grid.shape, pair.read)
     with Progress(pair.grid.height * pair.grid.width, progress) as bar, behind(put_away) as put:
         bar.skip(sum(window.height * window.width for window in work.done))
         for panel in panels(*pair.grid.shape, tile_px):
@@ -209,7 +209,7 @@ def _map_blocks(
                 continue
             first = todo[0].row
             part = Window(first, panel.col, panel.height - first, panel.width)
-            rows = probability_rows(source, compute, tile_px, overlap_px, work.batch, part, tally)
+            rows = probability_rows(pair, compute, tile_px, overlap_px, work.batch, part, tally, see)
             with closing(rows):
                 for item in _cut(rows, blocks(part), bar):
                     put(item)

@@ -7,32 +7,18 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetecd.errors import InputError
 from hetecd.flow import ahead
 from hetecd.modality import MIN_PX, Floats, Predictor
-from hetecd.raster import Bools, Grid
+from hetecd.pair import Pair
+from hetecd.surroundings import See
 from hetecd.tiles import Stitcher, Window, window_rows
 
 READ_PX = 4096  # width that is read at a time: neighbouring windows share pixels, and empty ones are seen together
-
-
-class Source(Protocol):
-    """What is read: a :class:`hetecd.pair.Pair`, or a view of one.
-
-    Attributes:
-        grid: of the scene.
-        invalid: value of invalid pixels.
-    """
-
-    grid: Grid
-    invalid: float
-
-    def read_usable(self, window: Window) -> tuple[Floats, Floats, Bools] | None:
-        """Optical (Co, h, w), SAR (Cs, h, w) and where both are usable (h, w); None where they are nowhere."""
 
 
 @dataclass
@@ -49,27 +35,28 @@ class Batch:
 
     Attributes:
         windows: may be none.
-        optical: (B, Co, H, W) float32 as the source gives it.
+        optical: (B, Co, H, W) float32, for the predictor; from 32 px, smaller windows are at the upper left.
         sar: (B, Cs, H, W), likewise.
-        valid: (B, H, W), True where both are usable.
+        valid: (B, h, w), True where both are usable.
         next_row: no window that comes later begins above this row of the scene.
     """
 
     windows: Sequence[Window]
     optical: Floats
     sar: Floats
-    valid: Bools
+    valid: NDArray[np.bool_]
     next_row: int
 
 
 def probability_rows(
-    source: Source,
+    pair: Pair,
     predictor: Predictor,
     tile_px: int,
     overlap_px: int,
     batch: int,
     part: Window | None = None,
     tally: Tally | None = None,
+    see: See | None = None,
 ) -> Generator[Floats]:
     """Probability of change of a pair, blended over windows, as blocks of rows (n, W) from top to bottom.
 
@@ -77,13 +64,14 @@ def probability_rows(
     with a row of windows, so that the predictor is asked the same whichever row one begins with.
 
     Args:
-        source: what to read; a thread reads it until this iterator is used up or closed.
-        predictor: ``(optical, sar) -> probability`` of what the source gives, see :data:`hetecd.modality.Predictor`.
+        pair: what to read; a thread reads it until this iterator is used up or closed.
+        predictor: see :data:`hetecd.modality.Predictor`.
         tile_px: edge of a window, at least 32, best that of the training tiles or more: it is what a pixel sees around.
         overlap_px: pixels that neighbouring windows share.
         batch: windows given to the predictor at a time.
         part: of the scene, by default all; it is what it would be in the whole, but for rounding in the predictor.
         tally: counts the windows.
+        see: what becomes of the images of a window before the predictor gets them; None: they are left raw.
 
     Raises:
         InputError: an argument is out of range, a file is damaged, or the predictor gives something other than
@@ -93,10 +81,10 @@ def probability_rows(
         raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}")
     if batch < 1:
         raise InputError(f"batch: found {batch}, expected at least 1")
-    part = part or Window(0, 0, *source.grid.shape)
-    stitcher = Stitcher(*source.grid.shape, tile_px, overlap_px, part)
-    rows = list(window_rows(*source.grid.shape, tile_px, overlap_px, part))
-    with closing(ahead(_read(source, rows, batch, part, tally or Tally()))) as batches:
+    part = part or Window(0, 0, *pair.grid.shape)
+    stitcher = Stitcher(*pair.grid.shape, tile_px, overlap_px, part)
+    rows = list(window_rows(*pair.grid.shape, tile_px, overlap_px, part))
+    with closing(ahead(_read(pair, rows, batch, part, tally or Tally(), see))) as batches:
         for item in batches:
             if item.windows:
                 for window, values in zip(item.windows, _predict(item, predictor), strict=True):
@@ -106,33 +94,35 @@ def probability_rows(
                 yield finished
 
 
-def _read(source: Source, rows: Sequence[Sequence[Window]], batch: int, part: Window, tally: Tally) -> Iterator[Batch]:
+def _read(
+    pair: Pair, rows: Sequence[Sequence[Window]], batch: int, part: Window, tally: Tally, see: See | None
+) -> Iterator[Batch]:
     """Batches of the windows that hold valid pixels; the last of every row, perhaps empty, goes on to the next row.
 
-    All windows of a batch are of one size.
+    The windows of a batch are of one size.
     """
     ends = [*(row[0].row for row in rows[1:]), part.row + part.height]
     for row, end in zip(rows, ends, strict=True):
-        waiting: list[tuple[Window, Floats, Floats, Bools]] = []
-        for item in _read_row(source, row):
+        waiting: list[tuple[Window, Floats, Floats, NDArray[np.bool_]]] = []
+        for item in _read_row(pair, row):
             tally.windows += 1
             if item is None:
                 tally.skipped += 1
                 continue
             if len(waiting) == batch or (waiting and waiting[0][3].shape != item[3].shape):
-                yield _stack(waiting, row[0].row, source.invalid)
+                yield _stack(waiting, row[0].row)
                 waiting = []
-            waiting.append(item)
-        yield _stack(waiting, end, source.invalid)
+            waiting.append(_seen(*item, see))
+        yield _stack(waiting, end)
 
 
-def _read_row(source: Source, row: Sequence[Window]) -> Iterator[tuple[Window, Floats, Floats, Bools] | None]:
+def _read_row(pair: Pair, row: Sequence[Window]) -> Iterator[tuple[Window, Floats, Floats, NDArray[np.bool_]] | None]:
     """The windows of a row and what they show, several read at once; None for each without a valid pixel."""
     group = max(1, READ_PX // row[0].width)
     for first, last in pairwise([*range(0, len(row), group), len(row)]):
         windows = row[first:last]
         left, right = windows[0].col, windows[-1].col + windows[-1].width
-        found = source.read_usable(Window(row[0].row, left, row[0].height, right - left))
+        found = pair.read_usable(Window(row[0].row, left, row[0].height, right - left))
         for window in windows:
             if found is None:
                 yield None
@@ -142,17 +132,26 @@ def _read_row(source: Source, row: Sequence[Window]) -> Iterator[tuple[Window, F
             yield (window, optical, sar, valid) if valid.any() else None
 
 
-def _stack(items: Sequence[tuple[Window, Floats, Floats, Bools]], next_row: int, invalid: float) -> Batch:
-    """A batch; invalid rows and columns are added where windows are smaller than a predictor can take."""
+def _seen(
+    window: Window, optical: Floats, sar: Floats, valid: NDArray[np.bool_], see: See | None
+) -> tuple[Window, Floats, Floats, NDArray[np.bool_]]:
+    """A window for the predictor; invalid rows and columns are added where it is smaller than that can take."""
+    missing = [(0, max(0, MIN_PX - size)) for size in valid.shape]
+    if any(after for _, after in missing):
+        optical, sar = (np.pad(image, ((0, 0), *missing), constant_values=np.nan) for image in (optical, sar))
+    if see is not None:
+        optical, sar = see(Window(window.row, window.col, *optical.shape[1:]), optical, sar)
+    return window, optical, sar, valid
+
+
+def _stack(items: Sequence[tuple[Window, Floats, Floats, NDArray[np.bool_]]], next_row: int) -> Batch:
+    """A batch, perhaps of nothing."""
     if not items:
         none = np.empty((0, 0, 0, 0), np.float32)
         return Batch((), none, none, np.empty((0, 0, 0), bool), next_row)
     windows, *images = zip(*items, strict=True)
-    missing = [(0, max(0, MIN_PX - size)) for size in items[0][3].shape]
-    optical, sar = (np.stack(kind) for kind in images[:2])
-    if any(after for _, after in missing):
-        optical, sar = (np.pad(kind, ((0, 0), (0, 0), *missing), constant_values=invalid) for kind in (optical, sar))
-    return Batch(windows, optical, sar, np.stack(images[2]), next_row)
+    optical, sar, valid = (np.stack(kind) for kind in images)
+    return Batch(windows, optical, sar, valid, next_row)
 
 
 def _predict(batch: Batch, predictor: Predictor) -> Iterator[Floats]:

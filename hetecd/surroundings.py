@@ -9,85 +9,86 @@ Cells are summed up when a window first needs them, a strip of cells at a time. 
 is looked at.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.modality import FLAT, Floats, Predictor, Scaled
-from hetecd.pair import Pair
-from hetecd.raster import Bools
-from hetecd.stream import Source
 from hetecd.tiles import Window
 
 Doubles = NDArray[np.float64]
+# From a window and its raw images (C, h, w) to those that a predictor is given.
+See = Callable[[Window, Floats, Floats], tuple[Floats, Floats]]
+Read = Callable[[Window], tuple[Floats, Floats, NDArray[np.bool_]]]
 CELL_PX = 256
 REACH = 2  # cells to either side that count
 STRIP_CELLS = 4
 SAMPLE_PX = 64  # rows of a cell that are looked at,
 SMALL_PX = 2048  # where the scene is larger than this; otherwise all
+ROWS = 32  # standardised at a time, within the processor's cache
 KEPT = 4096  # strips in memory, less than 1 kB each; a row of windows over one panel needs some hundred
 
 
-def seen_by(predictor: Predictor, pair: Pair) -> tuple[Source, Predictor]:
-    """What to read, and what to ask of what is read, so that windows agree on what they share.
+def seen_by(predictor: Predictor, shape: tuple[int, int], read: Read) -> tuple[Predictor, See | None]:
+    """What to ask of windows, and what to make of them before, so that they agree on what they share.
 
     A predictor that is no :class:`hetecd.modality.Scaled` is asked as it is: of raw windows, one by one.
+
+    Args:
+        predictor: of raw images.
+        shape: height and width of the scene.
+        read: reads a window of it, see :meth:`hetecd.pair.Pair.read`.
     """
     if isinstance(predictor, Scaled) and predictor.standardises:
-        return Surroundings(pair, predictor), predictor.compute
-    return pair, predictor
+        return predictor.compute, Surroundings(predictor, shape, read).see
+    return predictor, None
 
 
 class Surroundings:
-    """A pair, normalised, each band once more standardised by its surroundings.
+    """What is seen of a scene: its images normalised, each band once more standardised by its surroundings.
 
-    Attributes:
-        grid: of the pair.
-        invalid: value of invalid pixels.
+    Arguments are those of :func:`seen_by`.
     """
 
-    invalid = 0.0
-
-    def __init__(self, pair: Pair, scaled: Scaled) -> None:
-        self.grid = pair.grid
-        self._pair = pair
+    def __init__(self, scaled: Scaled, shape: tuple[int, int], read: Read) -> None:
         self._scaled = scaled
-        self._sample_px = CELL_PX if max(pair.grid.shape) <= SMALL_PX else SAMPLE_PX
+        self._height, self._width = shape
+        self._read = read
+        self._sample_px = CELL_PX if max(shape) <= SMALL_PX else SAMPLE_PX
         self._strip = lru_cache(KEPT)(self._sum_strip)
 
-    def read_usable(self, window: Window) -> tuple[Floats, Floats, Bools] | None:
-        """As :meth:`hetecd.pair.Pair.read_usable`, with (2C, h, w) of C bands; 0 = invalid."""
-        found = self._pair.read_usable(window)
-        if found is None:
-            return None
-        optical, sar, valid = found
-        del found  # a strip of windows: its memory is wanted
+    def see(self, window: Window, optical: Floats, sar: Floats) -> tuple[Floats, Floats]:
+        """Raw images (C, h, w) of a window, which may reach beyond the scene, to (2C, h, w), 0 = invalid."""
         optical, sar = self._scaled.normalise(optical, sar)
-        return self._with_standardised(0, window, optical), self._with_standardised(1, window, sar), valid
+        return self._with_standardised(0, window, optical), self._with_standardised(1, window, sar)
 
     def _with_standardised(self, date: int, window: Window, image: Floats) -> Floats:
         """(C, h, w) -> (2C, h, w); ``date`` is 0 for the optical image, 1 for SAR."""
         bands = len(image)
-        rows, cols = _between(window.row, window.height), _between(window.col, window.width)
-        nodes = self._around(date, range(rows[0][0], rows[0][-1] + 2), range(cols[0][0], cols[0][-1] + 2))
+        (rows, row_shares), (cols, col_shares) = _between(window.row, window.height), _between(window.col, window.width)
+        nodes = self._around(date, range(rows[0], rows[-1] + 2), range(cols[0], cols[-1] + 2))
         number, (sums, squares) = np.maximum(nodes[0], 1e-9), np.split(nodes[1:], 2)
         mean = sums / number
         gain = 1 / (np.sqrt(np.maximum(squares / number - mean * mean, 0)) + FLAT)
         lines = np.concatenate((gain, -mean * gain)).astype(np.float32)  # standardised = gain * value + offset
-        cell, share = cols
-        lines = _mixed(lines[..., cell - cell[0]], lines[..., cell - cell[0] + 1], share)  # (2C, nodes, w)
-        out = np.empty((2 * bands, *image.shape[1:]), np.float32)
-        out[:bands] = image
-        valid = (image != 0).any(0)
-        for row, (cell_row, share_row) in enumerate(zip(*rows, strict=True)):
-            line = _mixed(lines[:, cell_row - rows[0][0]], lines[:, cell_row - rows[0][0] + 1], share_row)
-            out[bands:, row] = (image[:, row] * line[:bands] + line[bands:]) * valid[row]
+        lines = _mixed(lines[..., cols - cols[0]], lines[..., cols - cols[0] + 1], col_shares)  # (2C, nodes, w)
+        out = np.concatenate((image, image))
+        for first in range(0, window.height, ROWS):
+            some = slice(first, first + ROWS)
+            nodes_above = rows[some] - rows[0]
+            factors = _mixed(lines[:, nodes_above], lines[:, nodes_above + 1], row_shares[some, None])
+            part = out[bands:, some]
+            valid = (part != 0).any(0)
+            part *= factors[:bands]
+            part += factors[bands:]
+            part *= valid
         return out
 
     def _around(self, date: int, rows: range, cols: range) -> Doubles:
         """Number, sums and sums of squares (1 + 2C, rows, cols) over the surroundings of cells; some lie outside."""
-        height, width = (-(-size // CELL_PX) for size in self.grid.shape)
+        height, width = (-(-size // CELL_PX) for size in (self._height, self._width))
         first_row, first_col = rows.start - REACH, cols.start - REACH
         channels = 1 + 2 * (self._scaled.optical, self._scaled.sar)[date].channels
         sums = np.zeros((channels, len(rows) + 2 * REACH, len(cols) + 2 * REACH))
@@ -102,10 +103,10 @@ class Surroundings:
     def _sum_strip(self, row: int, number: int) -> tuple[Doubles, Doubles]:
         """Number, sums and sums of squares (1 + 2C, cells) of optical and SAR, of all rows by those looked at."""
         top, left = row * CELL_PX, number * STRIP_CELLS * CELL_PX
-        height, width = min(CELL_PX, self.grid.height - top), min(STRIP_CELLS * CELL_PX, self.grid.width - left)
+        height, width = min(CELL_PX, self._height - top), min(STRIP_CELLS * CELL_PX, self._width - left)
         found: tuple[Doubles, Doubles]
-        for rows in (min(self._sample_px, height), height):
-            optical, sar, _ = self._pair.read(Window(top, left, rows, width))
+        for rows in sorted({min(self._sample_px, height), height}):
+            optical, sar, _ = self._read(Window(top, left, rows, width))
             images = self._scaled.optical.normalise(optical), self._scaled.sar.normalise(sar)
             found = _cells(images[0]) * (height / rows), _cells(images[1]) * (height / rows)
             if all(sums[0].all() for sums in found):  # else all rows: a small island must not be missed

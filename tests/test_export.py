@@ -69,6 +69,10 @@ def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_pa
     found = export_file(checkpoint, tmp_path / "default.xml", "openvino")  # compares, and refuses what differs
     assert found.difference < 1e-4
     assert found.pixels > 10_000
+    # Bands that come standardised, as in scenes, stay as they are.
+    images = tuple(torch.rand(1, 2 * n, 64, 64).numpy() for n in (4, 1))
+    apart = open_graph(tmp_path / "default.xml")[0].compute(*images) - predictor(load(checkpoint)).compute(*images)
+    assert np.abs(apart).max() < 1e-4
 
 
 def test_lower_precision_makes_smaller_files(graphs: Graphs) -> None:

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from hetecd import runtime
 from hetecd.errors import CheckpointError, ConfigError
+from hetecd.info import to_metadata
 from hetecd.runtime import OpenVinoGraph, choose, open_graph
 from hetecd.synth import write_pair
 from hetecd.weights import load, predictor
@@ -154,3 +156,15 @@ def test_a_map_from_a_graph_needs_no_torch_and_reports_to_nobody(name: str, grap
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert (tmp_path / "map" / "change.tif").exists()
+
+
+@pytest.mark.parametrize("asked", ["openvino", "onnx"])
+def test_a_graph_that_standardises_by_itself(asked: str, graphs: Graphs, tmp_path: Path) -> None:
+    """As older versions wrote them: its windows would not fit together."""
+    _, info = open_graph(graphs("f32.onnx"), "onnx")
+    model = onnx.load(graphs("f32.onnx"))
+    onnx.helper.set_model_props(model, to_metadata(replace(info, model=replace(info.model, standardise=True))))
+    onnx.save(model, tmp_path / "old.onnx")
+    message = r"old\.onnx: found a graph of 4 optical channels, expected 8; an older version wrote it, export it again"
+    with pytest.raises(CheckpointError, match=message):
+        open_graph(tmp_path / "old.onnx", asked, "cpu")  # type: ignore[arg-type]
