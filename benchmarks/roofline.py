@@ -6,14 +6,13 @@ module, its own time, the operations and bytes of everything it calls, and the t
 """
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from speed import images, network, processor
+from speed import check_device, device_argument, images, network, now, processor
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,8 +36,9 @@ class Piece:
 class Watch(TorchDispatchMode):
     """Give time, operations and bytes to the module that is running."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, device: str) -> None:
         super().__init__()
+        self.device = device
         self.pieces: dict[str, Piece] = defaultdict(Piece)
         self.stack: list[str] = []
         self.since = 0.0
@@ -60,10 +60,10 @@ class Watch(TorchDispatchMode):
 
     def _account(self) -> None:
         """Time since the last module began or ended belongs to the innermost one."""
-        now = time.perf_counter()
+        time = now(self.device)
         if self.stack:
-            self.pieces[self.stack[-1]].seconds += now - self.since
-        self.since = now
+            self.pieces[self.stack[-1]].seconds += time - self.since
+        self.since = time
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count what an operation does, then do it."""
@@ -80,41 +80,42 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def best_s(run: Callable[[], object], repetitions: int = 7) -> float:
+def best_s(run: Callable[[], object], device: str, repetitions: int = 7) -> float:
     """Seconds of the fastest of several calls."""
     run()
     seconds = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = now(device)
         run()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now(device) - start)
     return min(seconds)
 
 
-def peaks() -> dict[str, float]:
+def peaks(device: str) -> dict[str, float]:
     """Operations per second by type, and bytes per second of a copy."""
-    n = 2048
-    a, b = torch.randn(n, n), torch.randn(n, n)
+    n = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     # float32 as a 1x1 convolution, which is oneDNN: MKL's product would understate an AMD.
-    map_, weight = a.view(1, 32, 64, n).permute(0, 3, 1, 2), b[:, :, None, None]
+    map_, weight = a.view(1, 32, -1, n).permute(0, 3, 1, 2), b[:, :, None, None]
     half, half_b = a.bfloat16(), b.bfloat16()
     whole, whole_b = (a * 30).to(torch.int8), (b * 30).to(torch.int8)
-    source = torch.randn(2**26)
+    source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
     return {
-        "float32": 2 * n**3 / best_s(lambda: nn.functional.conv2d(map_, weight)),
-        "bf16": 2 * n**3 / best_s(lambda: half @ half_b),
-        "int8": 2 * n**3 / best_s(lambda: torch._int_mm(whole, whole_b)),
-        "copy": 2 * 4 * source.numel() / best_s(lambda: target.copy_(source)),
+        "float32": 2 * n**3 / best_s(lambda: nn.functional.conv2d(map_, weight), device),
+        "bf16": 2 * n**3 / best_s(lambda: half @ half_b, device),
+        "int8": 2 * n**3 / best_s(lambda: torch._int_mm(whole, whole_b), device),
+        "copy": 2 * 4 * source.numel() / best_s(lambda: target.copy_(source), device),
     }
 
 
 def watch(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool, repetitions: int) -> dict[str, Piece]:
     """Pieces of one pass: the time of an undisturbed one, then what a slow one counted."""
-    watch = Watch(net)
+    device = pair[0].device.type
+    watch = Watch(net, device)
 
     def run() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             net(*pair)
 
     for _ in range(3):
@@ -161,19 +162,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repetitions", type=int, default=5)
+    device_argument(parser)
     args = parser.parse_args()
+    check_device(args.device)
     torch.set_num_threads(args.threads)
     keep_memory()
-    measured = peaks()
-    print(f"torch {torch.__version__}, {args.threads} threads, {processor()}")
+    measured = peaks(args.device)
+    print(f"torch {torch.__version__}, {args.threads} threads, {processor(args.device)}")
     rates = ", ".join(f"{name} {measured[name] / 1e9:.0f} G operations/s" for name in ("float32", "bf16", "int8"))
     print(f"Peaks: {rates}, copy {measured['copy'] / 1e9:.0f} GB/s")
     for name in ("float32", "bf16"):
         for kind in ("ours", "default"):
-            net = network(kind)
-            net.eval()
-            net = freeze(net, name == "bf16")
-            pieces = watch(net, images(1, 512), name == "bf16", args.repetitions)
+            net = network(kind).eval().to(args.device)
+            net = freeze(net, torch.bfloat16 if name == "bf16" else torch.float32)
+            optical, sar = (image.to(args.device) for image in images(1, 512))
+            pieces = watch(net, (optical, sar), name == "bf16", args.repetitions)
             title = f"{'Published' if kind == 'ours' else '`default`'} network, 512 x 512, {name}"
             show(title, pieces, measured[name], measured["copy"])
 

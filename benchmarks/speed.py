@@ -37,19 +37,24 @@ from hetecd.weights import save
 
 DEFAULT = Path(__file__).resolve().parents[1] / "recipes" / "default.yaml"
 TABLES = {
-    # title: (inference or training, batch, edge in px)
-    "Inference, 512 x 512, batch 1": ("inference", 1, 512),
-    "Training step, 256 x 256, batch 2": ("training", 2, 256),
+    # title: (inference or training, batch, edge in px, unit of the rate)
+    "Inference, 512 x 512, batch 1": ("inference", 1, 512, "Mpx/s"),
+    "Training step, 256 x 256, batch 2": ("training", 2, 256, "samples/s"),
 }
 ROWS = {
-    # name: (network, bfloat16, keep memory); the first is the yardstick
-    "plain, float32": ("plain", False, False),
-    "plain, float32, memory kept": ("plain", False, True),
-    "plain, bf16": ("plain", True, False),
-    "ours, float32": ("ours", False, True),
-    "ours, bf16": ("ours", True, True),
-    "`default` network, float32": ("default", False, True),
-    "`default` network, bf16": ("default", True, True),
+    # name: (network, type, keep memory); the first is the yardstick
+    "plain, float32": ("plain", torch.float32, False),
+    "plain, float32, memory kept": ("plain", torch.float32, True),
+    "plain, bf16": ("plain", torch.bfloat16, False),
+    "ours, float32": ("ours", torch.float32, True),
+    "ours, bf16": ("ours", torch.bfloat16, True),
+    "`default` network, float32": ("default", torch.float32, True),
+    "`default` network, bf16": ("default", torch.bfloat16, True),
+}
+HALF = {  # rows of inference on a GPU
+    "plain, f16": ("plain", torch.float16, False),
+    "ours, f16": ("ours", torch.float16, False),
+    "`default` network, f16": ("default", torch.float16, False),
 }
 GRAPHS: dict[str, tuple[Target, Precision]] = {  # rows of exported graphs, for inference only
     "OpenVINO, float32": ("openvino", "f32"),
@@ -115,14 +120,14 @@ def network(kind: str) -> nn.Module:
     return net
 
 
-def inference(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:
+def inference(net: nn.Module, pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
     """One forward pass to probabilities; our own network as `hetecd predict` runs it."""
     net.eval()
     if isinstance(net, HeteCD):
-        net = freeze(net, bf16)
+        net = freeze(net, dtype)
 
     def run() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast(pair[0].device.type, dtype, enabled=dtype != torch.float32):
             logits = net(*pair)
         return (logits[0] if isinstance(logits, tuple) else logits).float().softmax(1)[:, 1]
 
@@ -157,7 +162,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A training step of ours or of the plain network: forward, the three losses, backward, update; loss, logits."""
     optimizer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(label.device.type, torch.bfloat16, enabled=bf16):
         logits, features = net(*images, features=True) if isinstance(net, HeteCD) else net(*images)
     loss = cross_entropy(logits, label) + soft_dice(logits, label) + fca_weight * fca_loss(features)
     loss.backward()
@@ -165,38 +170,51 @@ def step(
     return loss.detach(), logits.detach()
 
 
-def training(net: nn.Module, pair: tuple[Tensor, Tensor], bf16: bool) -> Callable[[], Tensor]:
+def training(net: nn.Module, pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
     """One training step with AdamW, to probabilities."""
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=isinstance(net, HeteCD))
     label = (pair[0][:, 0] > 0.5).long()
-    return lambda: step(net, optimizer, pair, label, bf16)[1].float().softmax(1)[:, 1]
+    return lambda: step(net, optimizer, pair, label, dtype == torch.bfloat16)[1].float().softmax(1)[:, 1]
 
 
-def work(pipe: Connection, row: str, table: str, threads: int, folder: Path) -> None:
+def work(pipe: Connection, row: str, table: str, threads: int, folder: Path, device: str) -> None:
     """What the process of a variant does: make it, say what its first call gave, then run it whenever told to."""
     torch.set_num_threads(threads)
-    task, batch, edge_px = TABLES[table]
+    task, batch, edge_px, _ = TABLES[table]
     pair = images(batch, edge_px)
     if row in GRAPHS:
         run, keep = graph(_file(folder, row), GRAPHS[row][0], pair), False
     else:
-        kind, bf16, keep = ROWS[row]
-        run = (inference if task == "inference" else training)(network(kind), pair, bf16)
-    result, first_mb = added_mb(run)
-    _, again_mb = added_mb(run)
+        kind, dtype, keep = (ROWS | HALF)[row]
+        pair = pair[0].to(device), pair[1].to(device)
+        run = (inference if task == "inference" else training)(network(kind).to(device), pair, dtype)
+    result, first_mb = added_mb(run, device)
+    _, again_mb = added_mb(run, device)
     if keep:  # not before: memory that was kept could not be told from memory that is needed
         keep_memory()
         run()
-    pipe.send((result.numpy(), first_mb, again_mb))
+    pipe.send((result.cpu().numpy(), first_mb, again_mb))
     while pipe.recv():
-        start = time.perf_counter()
+        start = now(device)
         run()
-        pipe.send(time.perf_counter() - start)
+        pipe.send(now(device) - start)
 
 
-def added_mb(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def now(device: str) -> float:
+    """Seconds on a clock, when the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def added_mb(run: Callable[[], Tensor], device: str) -> tuple[Tensor, float]:
     """Result of a call and the memory in MB that it adds at its peak; NaN where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        result = run()
+        return result, (torch.cuda.max_memory_allocated() - held) / 2**20
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         reset.write_text("5")
@@ -207,13 +225,13 @@ def added_mb(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
         return run(), float("nan")
 
 
-def measure(table: str, rows: list[str], repetitions: int, threads: int, folder: Path) -> list[Variant]:
+def measure(table: str, rows: list[str], repetitions: int, threads: int, folder: Path, device: str) -> list[Variant]:
     """Start a process per row and time them in turn."""
     context = multiprocessing.get_context("spawn")
     variants = []
     for row in rows:
         pipe, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, row, table, threads, folder), daemon=True)
+        process = context.Process(target=work, args=(theirs, row, table, threads, folder, device), daemon=True)
         process.start()
         variants.append(Variant(row, process, pipe, *pipe.recv()))
     for _ in range(repetitions):
@@ -230,14 +248,17 @@ def measure(table: str, rows: list[str], repetitions: int, threads: int, folder:
 def show(title: str, variants: list[Variant]) -> None:
     """Print one table; the first variant is the yardstick."""
     yardstick = variants[0]
-    print(f"\n{title}\n\n| | ms | times as fast | added MB | first call | max difference | same decision % |")
-    print("|---|---|---|---|---|---|---|")
+    task, batch, edge_px, unit = TABLES[title]
+    count = batch if task == "training" else batch * edge_px**2 / 1e6
+    print(f"\n{title}\n\n| | ms | times as fast | {unit} | added MB | first call | max difference | same decision % |")
+    print("|---|---|---|---|---|---|---|---|")
     for v in variants:
         difference, agree = "other network", ""
-        if v.name in GRAPHS or ROWS[v.name][0] != "default":
+        if "default" not in v.name:
             difference = f"{np.abs(v.result - yardstick.result).max():.2g}"
             agree = f"{100 * ((v.result > 0.5) == (yardstick.result > 0.5)).mean():.2f}"
-        times = f"{v.median_ms:.0f} | {yardstick.median_ms / v.median_ms:.2f}"
+        rate = 1000 * count / v.median_ms
+        times = f"{v.median_ms:.0f} | {yardstick.median_ms / v.median_ms:.2f} | {rate:.3g}"
         print(f"| {v.name} | {times} | {v.added_mb:.0f} | {v.first_mb:.0f} | {difference} | {agree} |", flush=True)
 
 
@@ -247,18 +268,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--task", choices=["inference", "training", "both"], default="both")
+    device_argument(parser)
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {args.threads} threads, {processor()}, medians of {args.repetitions}")
+    check_device(args.device)
+    print(f"torch {torch.__version__}, {args.threads} threads, {processor(args.device)}, medians of {args.repetitions}")
+    rows = {"inference": [*ROWS, *(GRAPHS if args.device == "cpu" else HALF)], "training": [*ROWS]}
+    if args.device == "cuda":
+        rows = {task: [name for name in names if "memory kept" not in name] for task, names in rows.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if args.task != "training":
+        if args.task != "training" and args.device == "cpu":
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 pool.apply(export_all, (folder,))
-        for title, (task, _, _) in TABLES.items():
-            if args.task not in (task, "both"):
-                continue
-            rows = [*ROWS, *(GRAPHS if task == "inference" else ())]
-            show(title, measure(title, rows, args.repetitions, args.threads, folder))
+        for title, (task, *_) in TABLES.items():
+            if args.task in (task, "both"):
+                show(title, measure(title, rows[task], args.repetitions, args.threads, folder, args.device))
     print(
         "\nadded MB: at the peak of the second call; first call: with all that is made once, such as prepared weights"
     )
@@ -277,8 +301,21 @@ def without_dropout(net: HeteCD) -> HeteCD:
     return net
 
 
-def processor() -> str:
-    """Name of the CPU."""
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """What to measure on; :func:`check_device` says whether it is there."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+
+
+def check_device(device: str) -> None:
+    """End the program where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device: found cuda, but torch can use no GPU here; expected cpu")
+
+
+def processor(device: str = "cpu") -> str:
+    """Name of the CPU or GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     try:
         return re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
     except (OSError, IndexError):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Conv3x3, Linear, linear, reusable
+from hetecd.ops import Conv3x3, Linear, conv_gelu, linear, reusable
 
 KERNELS = (3, 5, 7)  # spatial size of the three 3D convolutions; all are 3 deep
 OUT = 16  # slices that one block computes; it reads two more. 16 fills the vector registers of every CPU.
@@ -40,12 +40,19 @@ class Volumes(nn.Module):
         x = x.permute(0, 3, 1, 2, 4).reshape(B * blocks, h, w, _IN).contiguous().permute(0, 3, 1, 2)
         # (B*blocks, 18, h, w)
         out = []
-        for conv, size in zip(self.convs, KERNELS, strict=True):
+        for conv in self.convs:
             assert conv.bias is not None
-            y = F.conv2d(x, banded(conv.weight[0, 0]), conv.bias.expand(OUT), padding=size // 2)
+            y = conv_gelu(x, banded(conv.weight[0, 0]).to(x.dtype), conv.bias.repeat(OUT).to(x.dtype))
             y = y.permute(0, 2, 3, 1).reshape(B, blocks, h, w, OUT)
             out.append(y.permute(0, 2, 3, 1, 4))  # (B, h, w, blocks, 16)
-        return F.gelu(torch.stack(out, dim=3).view(B, h, w, len(KERNELS), blocks * OUT)[..., :S])
+        return _stack(out, 3).view(B, h, w, len(KERNELS), blocks * OUT)[..., :S]
+
+
+def _stack(x: list[Tensor], dim: int) -> Tensor:
+    """torch.stack. Numbers that are only moved move faster eight bytes at a time, which autograd does not know."""
+    if not reusable() or any(y.stride(-1) != 1 for y in x):
+        return torch.stack(x, dim)
+    return torch.stack([y.view(torch.int64) for y in x], dim).view(x[0].dtype)
 
 
 def banded(kernel: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Linear, attend
+from hetecd.ops import Linear, attend, conv_gelu
 
 STRIDES = (4, 8, 16, 32)
 PAD_TO = 32  # every input is padded to a multiple of the coarsest stride
@@ -92,7 +92,9 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.expand(x)  # (B, H, W, hidden)
-        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        conv = self.depthwise
+        assert conv.bias is not None
+        x = conv_gelu(x.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.groups).permute(0, 2, 3, 1)
         x = self.project(F.dropout(x, self.dropout, self.training))  # (B, H, W, C)
         return F.dropout(x, self.dropout, self.training)
 

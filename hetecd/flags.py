@@ -20,7 +20,12 @@ DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
 def device_arguments(parser: ArgumentParser) -> None:
     """What a network is computed with and on."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", type=Literal["auto", "f32", "bf16"], default="auto", help="auto: bf16 on a GPU")
+    parser.add_argument(
+        "--precision",
+        type=Literal["auto", "f32", "bf16", "f16"],
+        default="auto",
+        help="auto: bf16 on a GPU; f16: GPU only",
+    )
     parser.add_argument(
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
         help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",

@@ -135,7 +135,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D, h, w)."""
-        return x + 0.1 * self.conv2(self.conv1(x).relu_())
+        return torch.add(x, self.conv2(self.conv1(x).relu_()), alpha=0.1)
 
 
 class Detail(nn.Module):

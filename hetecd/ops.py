@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 M = TypeVar("M", bound=nn.Module)
+# oneDNN's convolution together with what follows it, as torch.compile uses it; PyTorch without oneDNN lacks it.
+FUSED = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 SCORES = 2**24  # attention scores held at a time
 BLOCK = 2**23  # bytes of an image that Winograd transforms at a time: enough for full speed, and little memory
 SMALL = 1024  # pixels below which Winograd does not pay
+FEW = 1024  # pixels up to which a convolution packs a bfloat16 weight for longer than it gains by it
 # Winograd's transformation of the rows of a 3x3 kernel for two outputs, and of its columns for four. The latter take a
 # kernel as a polynomial at 0, +-NEAR, +-FAR and infinity: of all points tried these cost bfloat16 the fewest digits.
 KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -50,26 +53,29 @@ def keep_memory() -> None:
             mallopt(mmap_max, 0)
 
 
-def lower(model: M) -> M:
-    """Convolutions and linear layers in bfloat16, in place, for use under autocast, which then casts no weights."""
+def lower(model: M, dtype: torch.dtype = torch.bfloat16) -> M:
+    """Convolutions and linear layers in a half type, in place, for use under autocast, which then casts no weights."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(torch.bfloat16)
+            module.to(dtype)
     return model
 
 
-def freeze(model: M, bf16: bool = False) -> M:
+def freeze(model: M, dtype: torch.dtype = torch.float32) -> M:
     """Prepare a network in evaluation mode for inference alone, in place: later changes of weights would not be seen.
 
-    BatchNorm after a convolution becomes part of it; with ``bf16`` see :func:`lower`; on a CPU wide 3x3 convolutions
-    get their Winograd form.
+    BatchNorm after a convolution becomes part of it; weights lie in memory as they are read; for a half
+    ``dtype`` see :func:`lower`; on a CPU wide 3x3 convolutions get their Winograd form.
     """
     for module in list(model.modules()):
         if isinstance(module, ConvNorm):
             module.freeze()
-    if bf16:
-        lower(model)
+    if dtype != torch.float32:
+        lower(model, dtype)
     for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            # Like its input; otherwise copied at every call.
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         if isinstance(module, Conv3x3) and module.in_channels >= WIDE and module.weight.device.type == "cpu":
             module.freeze()
     return model
@@ -94,9 +100,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear map of the last dimension, (B, h, w, C) -> (B, h, w, C_out), for a weight (C_out, C).
 
     As a 1x1 convolution it runs in oneDNN, which is fast on every CPU; as a float32 matrix product it would run in
-    MKL, which takes twice as long on an AMD.
+    MKL, which takes twice as long on an AMD. Products of bfloat16 are oneDNN's, too.
     """
-    if plain(x):
+    if plain(x) or (x.dtype == torch.bfloat16 and x.shape[:-1].numel() <= FEW):
         return F.linear(x, weight, bias)
     return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
@@ -124,6 +130,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def conv_gelu(x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
+    """GELU of a convolution that keeps the size, (B, C, h, w) -> (B, C_out, h, w); for inference in a single pass."""
+    padding = weight.shape[-1] // 2
+    known = x.dtype in (torch.float32, torch.bfloat16) and x.dtype == weight.dtype == bias.dtype
+    if FUSED is None or plain(x) or torch.is_grad_enabled() or not known:
+        return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
+    return FUSED(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
+
+
 class ConvNorm(nn.Sequential):
     """A convolution with BatchNorm, which begins with ``scale``; one convolution after :func:`freeze`."""
 
@@ -147,15 +162,14 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(in_channels, channels, 3, padding=1)
-        self.transformed: list[list[Tensor]] | None = None  # 6 x 4 weights (C, C_in, 1, 1)
+        self.transformed: Tensor | None = None  # (6, 4, C, C_in)
 
     def freeze(self) -> None:
         """Prepare for inference with the weights as they are now."""
         w = self.weight.detach().to(torch.promote_types(self.weight.dtype, torch.float32))
         rows, columns = torch.tensor(KERNEL, dtype=w.dtype), torch.tensor(KERNEL_4, dtype=w.dtype)
         with torch.autocast("cpu", enabled=False):
-            made = [[torch.einsum("u,v,ocuv->oc", a, b, w)[:, :, None, None] for a in rows] for b in columns]
-        self.transformed = [[t.to(self.weight.dtype) for t in column] for column in made]
+            self.transformed = torch.einsum("iu,jv,ocuv->jioc", rows, columns, w).to(self.weight.dtype).contiguous()
 
     def train(self, mode: bool = True) -> "Conv3x3":
         """As of any module; what was prepared is given up where the weights may change."""
@@ -174,12 +188,12 @@ class Conv3x3(nn.Conv2d):
             return super().forward(input)
         if torch.is_autocast_enabled("cpu"):
             input = input.to(torch.get_autocast_dtype("cpu"))
-        if input.dtype != self.transformed[0][0].dtype:
+        if input.dtype != self.transformed.dtype:
             return super().forward(input)
         return self._winograd(input.permute(0, 2, 3, 1), self.transformed).permute(0, 3, 1, 2)
 
-    def _winograd(self, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
-        """(B, h, w, C_in) -> (B, h, w, C)."""
+    def _winograd(self, x: Tensor, weights: Tensor) -> Tensor:
+        """(B, h, w, C_in), (6, 4, C, C_in) -> (B, h, w, C)."""
         B, h, w, C = x.shape
         bias = 0.0 if self.bias is None else self.bias.to(x.dtype)
         out = x.new_empty(B, h // 2, 2, w // 4, 4, self.out_channels)
@@ -187,16 +201,18 @@ class Conv3x3(nn.Conv2d):
         for first in range(0, h // 2, step):
             n = min(step, h // 2 - first)  # rows of tiles
             top, bottom = 2 * first - 1, 2 * (first + n) + 1
-            edges = (0, 0, 1, 1, int(top < 0), int(bottom > h))
-            strip = F.pad(x[:, max(top, 0) : bottom], edges)  # (B, 2n + 2, w + 2, C_in)
+            strip = x.new_empty(B, 2 * n + 2, w + 2, C)
+            strip[:, :: 2 * n + 1] = strip[:, :, :: w + 1] = 0.0  # the frame; padding would write all of it twice
+            inside = x[:, max(top, 0) : bottom]
+            strip[:, int(top < 0) :, 1:-1][:, : inside.shape[1]] = inside
             sums = []
             columns = _difference_4([strip[:, :, j : j + w : 4] for j in range(6)])  # 6 of (B, 2n + 2, w / 4, C_in)
             for column, weight in zip(columns, weights, strict=True):
                 tiles = _difference([column[:, i : i + 2 * n : 2] for i in range(4)])  # 4 of (B, n, w / 4, C_in)
-                sums.append(_sum([F.conv2d(t.permute(0, 3, 1, 2), w_) for t, w_ in zip(tiles, weight, strict=True)]))
-            for i, row in enumerate(zip(*sums, strict=True)):  # 6 of (B, C, n, w / 4)
+                sums.append(_sum([linear(t, w_) for t, w_ in zip(tiles, weight, strict=True)]))
+            for i, row in enumerate(zip(*sums, strict=True)):  # 6 of (B, n, w / 4, C)
                 for j, part in enumerate(_sum_4(row)):
-                    torch.add(part.permute(0, 2, 3, 1), bias, out=out[:, first : first + n, i, :, j])
+                    torch.add(part, bias, out=out[:, first : first + n, i, :, j])
         return out.view(B, h, w, self.out_channels)
 
 

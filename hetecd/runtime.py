@@ -25,7 +25,7 @@ from hetecd.modality import Floats, Scaled, standardised
 log = logging.getLogger("hetecd")
 
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
-Precision = Literal["auto", "f32", "bf16"]
+Precision = Literal["auto", "f32", "bf16", "f16"]
 KINDS: dict[str, tuple[Runtime, ...]] = {  # what may run a file, by its ending
     ".safetensors": ("torch",), ".xml": ("openvino",), ".onnx": ("openvino", "onnx"),
 }  # fmt: skip
@@ -96,13 +96,15 @@ def read_graph(
         runtime: see :func:`choose`.
         device: "auto", "cpu"; for ONNX Runtime also "cuda", "cuda:1", ...
         precision: "auto" computes as exported. OpenVINO computes any graph in "f32" or, where the processor can, in
-            "bf16"; int8 parts stay int8.
+            "bf16"; int8 parts stay int8. "f16" is for torch.
 
     Raises:
         CheckpointError: missing, unreadable, or not written by `hetecd export`.
-        ConfigError: the runtime is not installed, cannot read this kind of file or cannot use the device.
+        ConfigError: the runtime is not installed, cannot read this kind of file or cannot use device or precision.
     """
     chosen = choose(path, runtime, device)
+    if precision == "f16":
+        raise ConfigError(f"{path}: found --precision f16, expected f32 or bf16 of a graph; f16 is for checkpoints")
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; expected a graph written by `hetecd export`")
     graph = GRAPHS[chosen](path, device, precision)

@@ -6,7 +6,6 @@ stranger's file is safe.
 
 import copy
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,10 +20,12 @@ from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Predictor, Scaled
 from hetecd.model import HeteCD
 from hetecd.ops import freeze, keep_memory
+from hetecd.runtime import Precision
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
 ENCODER_FORMAT = "hetecd-encoder-1"
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 FIRST = "stages.0.embed.conv.weight"
 
 
@@ -188,13 +189,13 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, torch.arange(channels) % before] * (before / channels)
 
 
-def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto") -> Scaled:
+def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto") -> Scaled:
     """A function from raw images to the probability of change.
 
     Args:
         model: a loaded network, or any that has its ``info`` set. It is copied: what happens to it later is not seen.
         device: where to compute; "auto" takes a GPU if there is one.
-        precision: "bf16" computes in bfloat16 (autocast); "auto" does so on a GPU.
+        precision: "bf16" computes in bfloat16 (autocast), "auto" does so on a GPU; "f16" is for GPUs alone.
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid. It
@@ -202,7 +203,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
 
     Raises:
         CheckpointError: the network has no ``info``.
-        ConfigError: there is no such device; later, by a call, that its memory does not suffice.
+        ConfigError: there is no such device, or it is not for this precision; later, by a call, that its memory does
+            not suffice.
     """
     info = model.info
     if info is None:
@@ -211,9 +213,7 @@ def predictor(model: HeteCD, device: str = "auto", precision: Literal["auto", "f
     return Scaled(compute, info.optical, info.sar, info.model.standardise)
 
 
-def normalised_predictor(
-    model: HeteCD, device: str = "auto", precision: Literal["auto", "f32", "bf16"] = "auto"
-) -> Predictor:
+def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto") -> Predictor:
     """As :func:`predictor`, of normalised images; it needs no ``info``, and warns of nothing."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -222,11 +222,13 @@ def normalised_predictor(
         model = copy.deepcopy(model).eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
-    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
-    model = freeze(model, bf16)
+    if precision == "f16" and kind == "cpu":
+        raise ConfigError("precision: found f16 on the CPU, expected f32 or bf16; f16 is for GPUs")
+    dtype = DTYPES["bf16" if kind == "cuda" else "f32"] if precision == "auto" else DTYPES[precision]
+    model = freeze(model, dtype)
 
     def compute(optical: Floats, sar: Floats) -> Floats:
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             try:
                 logits = model(*(torch.from_numpy(image).to(device) for image in (optical, sar)))
             except torch.OutOfMemoryError as error:

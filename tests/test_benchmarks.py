@@ -1,11 +1,15 @@
 """The yardstick of the speed tables is the published network too; pictures show what they should."""
 
 import dataclasses
+import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import parity
 import pytest
+import speed
 import torch
 from plain import PlainHeteCD
 
@@ -27,6 +31,36 @@ def test_the_plain_transcription_has_parity(name: str, shared: Path) -> None:
         logits, features = net(optical, sar)
     assert np.abs(logits.numpy() - arrays["logits"]).max() < 1e-4
     assert np.abs(features[1][0][:, :8].numpy() - arrays["feat2_c3_first8"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("table", speed.TABLES)
+@pytest.mark.parametrize("row", ["plain, bf16", "`default` network, bf16"])
+def test_a_row_of_the_speed_tables(
+    table: str, row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One small call in a process of its own, as on any device."""
+    task, batch, _, unit = speed.TABLES[table]
+    monkeypatch.setitem(speed.TABLES, table, (task, batch, 32, unit))
+    ours, theirs = multiprocessing.Pipe()
+    for message in (True, False):
+        ours.send(message)
+    speed.work(theirs, row, table, 1, tmp_path, "cpu")
+    result, first_mb, again_mb = ours.recv()
+    variant = speed.Variant(row, multiprocessing.current_process(), ours, result, first_mb, again_mb, [ours.recv()])
+    assert result.shape == (batch, 32, 32)
+    assert 0 < variant.seconds[0] < 60
+    speed.show(table, [variant])
+    assert f"| {row} | {variant.median_ms:.0f} | 1.00 |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("program", ["speed", "roofline"])
+def test_no_gpu_is_one_line(program: str) -> None:
+    run = subprocess.run(
+        [sys.executable, f"benchmarks/{program}.py", "--device", "cuda"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr == "--device: found cuda, but torch can use no GPU here; expected cpu\n"
 
 
 def test_examples_show_every_tile_once_and_every_network(decided: Path, tiles: Path, tmp_path: Path) -> None:

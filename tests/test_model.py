@@ -268,5 +268,5 @@ def test_parity_of_a_network_made_fast(name: str, published: dict[int, HeteCD], 
     with torch.no_grad():
         assert np.abs(net(optical, sar).numpy() - arrays["logits"]).max() < 1e-4
         with torch.autocast("cpu", torch.bfloat16):
-            logits = freeze(net, bf16=True)(optical, sar).float().numpy()
+            logits = freeze(net, torch.bfloat16)(optical, sar).float().numpy()
     assert (logits.argmax(1) == arrays["logits"].argmax(1)).mean() >= 0.985

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,24 @@ def test_wide_convolution(
         _close(conv(x), wanted, dtype, times=2.0 if dtype == torch.bfloat16 else 1.0)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    B=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 20), groups=st.integers(1, 70),
+    each=st.sampled_from([1, 2, 18]), size=st.sampled_from([1, 3, 5, 7]), dtype=DTYPES, grad=st.booleans(),
+    fused=st.sampled_from([ops.FUSED, None]),
+)  # fmt: skip
+def test_convolution_with_gelu(
+    B: int, h: int, w: int, groups: int, each: int, size: int, dtype: torch.dtype, grad: bool, fused: Any
+) -> None:
+    torch.manual_seed(h * w)
+    x = torch.randn(B, groups * each, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(groups, each, size, size).to(dtype), torch.randn(groups).to(dtype)
+    wanted = F.gelu(F.conv2d(x.double(), weight.double(), bias.double(), padding=size // 2, groups=groups))
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(grad):
+        patch.setattr(ops, "FUSED", fused)
+        _close(ops.conv_gelu(x, weight, bias, groups), wanted, dtype)
+
+
 def _is_winograd(conv: Conv3x3) -> bool:
     """Whether a convolution takes the other way: its float32 results differ in the last digits."""
     x = torch.randn(1, conv.in_channels, 64, 64)
@@ -153,7 +172,7 @@ def test_frozen_norms_are_part_of_their_convolutions(bf16: bool) -> None:
             net(*images)  # statistics of its own
         net.eval()
         wanted = net(*images).softmax(1)
-        frozen = freeze(copy.deepcopy(net), bf16)
+        frozen = freeze(copy.deepcopy(net), torch.bfloat16 if bf16 else torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = frozen(*images).float().softmax(1)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.optical_encoder.modules())

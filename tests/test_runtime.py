@@ -111,6 +111,7 @@ def test_more_shapes_than_are_kept(graphs: Graphs, monkeypatch: pytest.MonkeyPat
         ("f32.xml", "auto", "cuda", "auto", "device: found 'cuda', expected cpu for OpenVINO"),
         ("f32.onnx", "auto", "cuda", "auto", r"device: 'cuda' cannot be used by ONNX Runtime \(.*CPUExecutionProvider"),
         ("f32.onnx", "onnx", "cuda:x", "auto", "device: 'cuda:x' cannot be used"),
+        ("f32.xml", "auto", "cpu", "f16", "found --precision f16, expected f32 or bf16 of a graph"),
         ("f32.onnx", "onnx", "cpu", "bf16", "computes it as exported, not in bf16; take --runtime openvino"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import hetecd
 from hetecd.config import ModelConfig
-from hetecd.errors import CheckpointError, InputError, OutputError
+from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
@@ -147,6 +147,11 @@ def test_a_predictor_normalises_and_survives_nan(precision: str, net: HeteCD) ->
     assert np.abs(prob - logits.softmax(1)[:, 1].numpy()).max() < (1e-5 if precision == "f32" else 0.05)
     with pytest.raises(InputError, match="found 3 channels, expected 4"):
         predict(optical[:, :3], sar)
+
+
+def test_f16_is_for_a_gpu(net: HeteCD) -> None:
+    with pytest.raises(ConfigError, match="precision: found f16 on the CPU, expected f32 or bf16"):
+        predictor(net, "cpu", "f16")
 
 
 def test_a_network_without_description_is_no_predictor() -> None:
