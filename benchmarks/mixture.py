@@ -1,6 +1,4 @@
-"""What the weights that come along are trained on: `mixture.py --data ombria --out mixture`.
-
-Two things that a plain folder of OMBRIA's tiles lacks:
+"""An experiment: a training set with two things that OMBRIA's tiles lack: `mixture.py --data ombria --out mixture`.
 
 - **What lies around a tile.** Its tiles were cut from larger images, without a georeference. Edges that continue each
   other tell which lie side by side, and each training tile is written with up to 128 px of its neighbours around it.
@@ -9,7 +7,8 @@ Two things that a plain folder of OMBRIA's tiles lacks:
 - **Other scenes.** Synthetic floods and cities (:mod:`hetecd.synth`) at 3 to 10 m, drawn the way `predict` draws images
   in other units: each band in the range of its scene, in several choices of bands; a part of them without any change.
 
-Labels are 0, 1, and 255 where nothing is known: train with ``ignore_255: true``.
+Labels are 0, 1, and 255 where nothing is known: `hetecd train recipes/default.yaml --data mixture --tile-px 256
+--ignore-255 true`. The weights that come along are not trained on it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the weights that come along are trained on."""
+"""Tiles with what lies around them, and synthetic scenes drawn like them."""
 
 from pathlib import Path
 
