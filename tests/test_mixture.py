@@ -92,7 +92,8 @@ def test_what_is_missing_is_unknown_and_never_shown(scene: NDArray[np.uint8], ti
     np.testing.assert_array_equal(hole[:3, :, :EDGE], scene[:3, EDGE - 20 : EDGE, :EDGE])
 
 
-def test_synthetic_tiles_are_drawn_in_the_range_of_training(tmp_path: Path) -> None:
+def test_synthetic_tiles_are_drawn_in_the_range_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "TILE_PX", 96)
     optical = Modality((1, 2, 3), (2.0, 10.0, 4.0), (100.0, 147.0, 90.0))
     for seed in range(mixture.SEED, mixture.SEED + 3):
         write_synthetic(tmp_path, seed, optical, Modality((1,), (34.0,), (235.0,)))
@@ -110,8 +111,9 @@ def test_synthetic_tiles_are_drawn_in_the_range_of_training(tmp_path: Path) -> N
 
 
 def test_the_command_keeps_what_is_held_out_apart(
-    tiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mixture, "TILE_PX", 64)
     out = tmp_path / "out"
     command = ["--data", str(tiled), "--out", str(out), "--scenes", "1", "--val-fraction", "0.25"]
     assert mixture.main(command) == 0

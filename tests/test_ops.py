@@ -100,9 +100,14 @@ def test_convolution_with_gelu(
     x = torch.randn(B, groups * each, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(groups, each, size, size).to(dtype), torch.randn(groups).to(dtype)
     wanted = F.gelu(F.conv2d(x.double(), weight.double(), bias.double(), padding=size // 2, groups=groups))
+    # GELU turns a sum of large terms into a number near 0.
+    terms = F.conv2d(x.double().abs(), weight.double().abs(), bias.double().abs(), padding=size // 2, groups=groups)
     with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(grad):
         patch.setattr(ops, "FUSED", fused)
-        _close(ops.conv_gelu(x, weight, bias, groups), wanted, dtype)
+        found = ops.conv_gelu(x, weight, bias, groups)
+    assert found.dtype == dtype
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= RTOL[dtype] * terms.max()
 
 
 def _is_winograd(conv: Conv3x3) -> bool:
