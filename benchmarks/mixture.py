@@ -26,7 +26,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from hetecd.config import IGNORE, TrainConfig
 from hetecd.data import TileFiles, find_tiles, fit_modalities, hold_out_blocks, read_tile
 from hetecd.errors import HetecdError, InputError
-from hetecd.modality import Floats, Modality, fit_modality
+from hetecd.modality import Floats, Modality, fit_modality, uint8_modality
 from hetecd.raster import Grid, write_raster
 from hetecd.synth import make_scene
 
@@ -91,15 +91,8 @@ def _match(sar: Bytes, other: Bytes, away: Place) -> None:
 
 def _edge(image: Bytes, side: Place) -> Bytes:
     down, right = side
-    return (
-        image[-EDGE_PX:]
-        if down > 0
-        else image[:EDGE_PX]
-        if down
-        else image[:, -EDGE_PX:]
-        if right > 0
-        else image[:, :EDGE_PX]
-    )
+    strip = slice(-EDGE_PX, None) if down + right > 0 else slice(EDGE_PX)
+    return image[strip] if down else image[:, strip]
 
 
 def neighbours(images: Sequence[Bytes]) -> list[dict[Place, int]]:
@@ -147,8 +140,7 @@ def _around(i: int, beside: Sequence[dict[Place, int]]) -> dict[Place, int]:
 
 def _read(files: TileFiles) -> Bytes:
     """(C, H, W): optical, SAR, label 0 / 1 / 255."""
-    one = Modality((1,), (0.0,), (255.0,))
-    tile = read_tile(files, "optical", Modality((1, 2, 3), (0.0,) * 3, (255.0,) * 3), one)
+    tile = read_tile(files, "optical", uint8_modality((1, 2, 3)), uint8_modality((1,)))
     return np.concatenate([np.nan_to_num(tile.optical), np.nan_to_num(tile.sar), tile.label[None]]).astype(np.uint8)
 
 
@@ -194,7 +186,6 @@ def _drawn(image: Floats, as_in: Modality, own: Modality) -> Bytes:
 def _write(root: Path, name: str, whole: Bytes) -> None:
     grid = Grid(None, Affine.identity(), *whole.shape[1:])
     for folder, part in (("A", whole[:-2]), ("B", whole[-2:-1]), ("label", whole[-1:])):
-        (root / folder).mkdir(parents=True, exist_ok=True)
         write_raster(root / folder / f"{name}.tif", part, grid)
 
 
@@ -212,7 +203,6 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"{args.out}: exists, expected a new folder; name another one")
         tiles = find_tiles(args.data, "train")
         optical, sar = fit_modalities(tiles, TrainConfig())
-        held: list[TileFiles] = []
         if args.val_fraction:
             tiles, held = hold_out_blocks(tiles, args.val_fraction, 0)
             write_extended(args.out / "val", held, 0)

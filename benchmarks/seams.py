@@ -45,10 +45,10 @@ def main() -> None:
             return read_raster(out / "probability.tif").array[0, inner, inner], settings["threshold"]
 
         whole, threshold = mapped(args.size, 0)
+        valid = np.isfinite(whole)
         print("| tile / overlap, px | largest difference | mean | pixels of another class |\n|---|---|---|---|")
         for plan in PLANS:
             probability, _ = mapped(*plan)
-            valid = np.isfinite(whole)
             error = np.abs(probability - whole)[valid]
             other = ((probability >= threshold) != (whole >= threshold))[valid].mean()
             print(

@@ -74,6 +74,11 @@ class ModelConfig:
     deep_supervision: bool = False
     modalities: Modalities = "both"
 
+    @property
+    def copies(self) -> int:
+        """How often encoders and decoder get each band."""
+        return 2 if self.standardise else 1
+
     def __post_init__(self) -> None:
         for name, allowed in (("encoder", EncoderName), ("attention", Attention), ("modalities", Modalities)):
             if getattr(self, name) not in get_args(allowed):

@@ -156,8 +156,8 @@ def write_onnx(net: HeteCD, path: Path, metadata: dict[str, str], int8: bool = F
     import onnx
 
     config = net.config
-    copies = 2 if config.standardise else 1  # standardised bands come with the others
-    images = tuple(torch.zeros(2, copies * n, 64, 96) for n in (config.optical_channels, config.sar_channels))
+    # Standardised bands come with the others.
+    images = tuple(torch.zeros(2, config.copies * n, 64, 96) for n in (config.optical_channels, config.sar_channels))
     free = {name: {0: "batch", 2: "height", 3: "width"} for name in ("optical", "sar")}
     free["probability"] = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings(), torch.no_grad():

@@ -61,11 +61,9 @@ class Network:
             tta: mean over four mirror images.
             info: how the images are scaled, where not as in training.
         """
-        from hetecd.modality import Scaled, mirrored  # numpy
+        from hetecd.modality import mirrored  # numpy
 
-        info = info or self.info
-        compute = mirrored(self.compute) if tta else self.compute
-        return Scaled(compute, info.optical, info.sar, info.model.standardise)
+        return (info or self.info).scaled(mirrored(self.compute) if tta else self.compute)
 
     @cached_property
     def description(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import hetecd
 from hetecd.config import ModelConfig, Role
 from hetecd.errors import CheckpointError, ConfigError
-from hetecd.modality import Modality, uint8_modality
+from hetecd.modality import Modality, Predictor, Scaled, uint8_modality
 
 FORMAT = "hetecd-1"
 
@@ -52,6 +52,10 @@ class ModelInfo:
             ConfigError: not as many bands as the network reads.
         """
         return dataclasses.replace(self, optical=self.optical.reading(optical_bands), sar=self.sar.reading(sar_bands))
+
+    def scaled(self, compute: Predictor) -> Scaled:
+        """The network as a predictor of raw images, given what computes it from normalised ones."""
+        return Scaled(compute, self.optical, self.sar, self.model.standardise)
 
     def __post_init__(self) -> None:
         for role in get_args(Role):

@@ -48,7 +48,7 @@ class HeteCD(nn.Module):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
-        copies = 2 if config.standardise else 1
+        copies = config.copies
         self.optical_encoder = _encoder(config, copies * config.optical_channels)
         self.sar_encoder = _encoder(config, copies * config.sar_channels)
         self.decoder = Decoder(

@@ -82,8 +82,7 @@ def open_graph(
         H and W from 32; and the description.
     """
     graph = read_graph(path, runtime, device, precision)
-    info = graph.info
-    return Scaled(graph, info.optical, info.sar, info.model.standardise), info
+    return graph.info.scaled(graph), graph.info
 
 
 def read_graph(
@@ -244,7 +243,7 @@ def with_standardised(info: ModelInfo, optical: Floats, sar: Floats) -> tuple[Fl
 
 def _check_channels(path: Path | str, info: ModelInfo, found: int) -> None:
     """CheckpointError where a graph standardises bands itself, as those of older versions do."""
-    expected = info.optical.channels * (2 if info.model.standardise else 1)
+    expected = info.optical.channels * info.model.copies
     if found != expected:
         raise CheckpointError(
             f"{path}: found a graph of {found} optical channels, expected {expected}; an older version wrote it, "

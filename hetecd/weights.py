@@ -209,8 +209,7 @@ def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto"
     info = model.info
     if info is None:
         raise CheckpointError("predictor: the network carries no description; load it, or set its `info`")
-    compute = normalised_predictor(model, device, precision)
-    return Scaled(compute, info.optical, info.sar, info.model.standardise)
+    return info.scaled(normalised_predictor(model, device, precision))
 
 
 def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto") -> Predictor:
