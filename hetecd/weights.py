@@ -96,10 +96,14 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], what: Path | str) -
             if key in tensors and tensors[key].shape != own[key].shape
         ],
     }
-    found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
     if found:
         raise CheckpointError(f"{what}: does not fit the network; {found}")
     model.load_state_dict(tensors)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def empty(config: ModelConfig) -> HeteCD:
