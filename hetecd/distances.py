@@ -76,7 +76,7 @@ def compare(
     out: Path | str | None = None,
     most: int = 100,
 ) -> dict[str, Distances]:
-    """Distances at stages 3 and 4, which the alignment loss compares, for two networks.
+    """Distances at the two coarsest stages (published: 3 and 4), which the alignment loss compares, for two networks.
 
     Args:
         net: a loaded checkpoint (with ``info``).
@@ -87,7 +87,7 @@ def compare(
         most: tiles used, spread over the split.
 
     Returns:
-        "stage 3, before" and so on -> distances.
+        "stage 2, before" and so on -> distances.
 
     Raises:
         InputError: the tiles cannot be read.
@@ -107,8 +107,9 @@ def compare(
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
     tiles = TileDataset(chosen, TrainConfig(before_is=info.before_is), info.optical, info.sar, cache_bytes=0)
     results, curves = {}, {}
+    stages = len(net.optical_encoder.channels)
     for name, network in (("before", before), ("after", net)):
-        for stage, (p, q, centres) in zip((3, 4), histograms(network, tiles), strict=True):
+        for stage, (p, q, centres) in zip((stages - 1, stages), histograms(network, tiles), strict=True):
             results[f"stage {stage}, {name}"] = distances(p, q, centres)
             step = centres[1] - centres[0]
             curves[f"stage {stage}, {name}"] = {
@@ -121,7 +122,7 @@ def compare(
 
 
 def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Values]]:
-    """Counts of optical and of SAR feature values over shared bins, and bin centres, for stages 3 and 4."""
+    """Counts of optical and of SAR feature values over shared bins, and bin centres, for the two coarsest stages."""
     values: list[list[list[NDArray[np.float32]]]] = [[[], []], [[], []]]  # stage, date, tiles
     rng = np.random.default_rng(0)  # the same places in every network
     with torch.inference_mode():

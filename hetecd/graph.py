@@ -36,7 +36,7 @@ class Graph(nn.Module):
         super().__init__()
         self.net = net = copy.deepcopy(net).eval().requires_grad_(False)
         decoder = net.decoder
-        for i, stride in enumerate(STRIDES):
+        for i, stride in enumerate(STRIDES[: len(decoder.difference)]):
             # Winograd pays for many pixels and needs even numbers of rows and columns, which coarse maps may lack.
             winograd = stride <= 8
             decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)

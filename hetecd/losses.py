@@ -103,8 +103,8 @@ def deep_supervision(scales: Sequence[Tensor], label: Tensor) -> Tensor:
 def label_aware_alignment(features: Features, label: Tensor) -> Tensor:
     """Pull the features of unchanged places together, push those of changed ones apart, by the cosine of their angle.
 
-    The published alignment (:func:`fca_loss`) pulls changed places together as well. Mean over stages 3 and 4 of
-    1 - cosine where nothing changed and of the positive part of the cosine where something did.
+    The published alignment (:func:`fca_loss`) pulls changed places together as well. Mean over the two coarsest stages
+    of 1 - cosine where nothing changed and of the positive part of the cosine where something did.
 
     Args:
         features: what ``HeteCD(..., features=True)`` returns.
@@ -145,9 +145,9 @@ def spatial_alignment(optical: Tensor, sar: Tensor, temperature: float = TEMPERA
 
 
 def fca_loss(features: Features) -> Tensor:
-    """Feature consistency alignment as published: channel and spatial terms of stages 3 and 4, all with weight 1.
+    """Feature consistency alignment as published: of the two coarsest stages, for each a channel and a spatial term.
 
-    It covers every pixel, changed ones too.
+    All have weight 1 and cover every pixel, changed ones too.
 
     Args:
         features: what ``HeteCD(..., features=True)`` returns.

@@ -21,7 +21,8 @@ class Features(NamedTuple):
     """What training compares beside the logits; belongs to the input padded to a multiple of 32.
 
     Attributes:
-        optical: stages 3 and 4 of the optical encoder, (B, C, H / 16, W / 16) and (B, C, H / 32, W / 32).
+        optical: the two coarsest maps of the optical encoder. Of the published one those are stages 3 and 4,
+            (B, C, H / 16, W / 16) and (B, C, H / 32, W / 32).
         sar: the same of SAR.
         scales: logits (B, 2, h, w) of every scale from coarse to fine; empty without deep supervision.
     """
@@ -78,13 +79,13 @@ class HeteCD(nn.Module):
         self._check(optical, sar)
         H, W = optical.shape[-2:]
         optical, sar = (_pad(image) for image in self.prepare(optical, sar))
-        maps_optical, maps_sar = self.encode(optical, sar)  # four of (B, C_i, h_i, w_i) each
+        maps_optical, maps_sar = self.encode(optical, sar)  # three or four of (B, C_i, h_i, w_i) each
         scales: list[Tensor] = []
         logits = self.decoder(maps_optical, maps_sar, optical, sar, scales if features else None)
         logits = logits[..., :H, :W]
         if not features:
             return logits
-        return logits, Features((maps_optical[2], maps_optical[3]), (maps_sar[2], maps_sar[3]), scales)
+        return logits, Features((maps_optical[-2], maps_optical[-1]), (maps_sar[-2], maps_sar[-1]), scales)
 
     def prepare(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
         """What encoders and decoder read of the two images before padding; a date that must not be seen is zeros."""
@@ -112,7 +113,7 @@ class HeteCD(nn.Module):
             )
 
     def encode(self, optical: Tensor, sar: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Four maps (B, C_i, H / stride_i, W / stride_i) of each image; H and W are multiples of 32."""
+        """Maps (B, C_i, H / stride_i, W / stride_i) of each image, fine to coarse; H and W are multiples of 32."""
         seen = self.config.modalities
         # A date that must not be seen gives maps of zeros. An image of zeros would do too, but each of the encoder's
         # norms multiplies the gradient of a constant by 1 / sqrt(eps): it overflows.
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         self, maps_optical: list[Tensor], maps_sar: list[Tensor], optical: Tensor, sar: Tensor,
         scales: list[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Two times four maps (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W).
+        """Maps of two images (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W).
 
         ``scales`` receives the logits of every scale, if there are heads for them.
         """

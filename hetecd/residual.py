@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hetecd.encoder import Block
 from hetecd.ops import ConvNorm
 
-RESIDUAL = {"residual_s": (40, 80, 160, 320)}  # channels of the four stages
+RESIDUAL = {"residual_s": (40, 80, 160)}  # channels of the stages
 
 
 class Residual(nn.Module):
@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Four stages at strides 4, 8, 16, 32.
+    """Stages at strides 4, 8, 16.
 
     Args:
         channels: of the stages, one of :data:`RESIDUAL`.
@@ -43,7 +43,7 @@ class ResidualEncoder(nn.Module):
     HEADS = 8
     EXPANSION = 2
 
-    def __init__(self, channels: tuple[int, int, int, int], in_channels: int, dropout: float, drop_path: float) -> None:
+    def __init__(self, channels: tuple[int, ...], in_channels: int, dropout: float, drop_path: float) -> None:
         super().__init__()
         self.channels = channels
         first, last = channels[0], channels[-1]
@@ -59,7 +59,7 @@ class ResidualEncoder(nn.Module):
         self.attend = Block(last, self.HEADS, 1, self.EXPANSION, dropout, drop_path)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, C_in, H, W), H and W multiples of 32 -> four maps (B, C_i, H / stride_i, W / stride_i)."""
+        """(B, C_in, H, W), H and W multiples of 32 -> maps (B, C_i, H / stride_i, W / stride_i)."""
         maps = []
         x = self.stem(image)
         for stage in self.stages:
