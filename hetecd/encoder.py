@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from hetecd.ops import Linear, attend, conv_gelu
 
-STRIDES = (4, 8, 16, 32)
-PAD_TO = 32  # every input is padded to a multiple of the coarsest stride
-
 
 @dataclass(frozen=True)
 class EncoderSpec:

@@ -21,12 +21,11 @@ import torch
 
 from hetecd.config import TrainConfig
 from hetecd.data import TileDataset, find_tiles
-from hetecd.encoder import PAD_TO
 from hetecd.errors import ConfigError, ExportError
 from hetecd.files import publish, staging, writing
 from hetecd.graph import Graph
 from hetecd.info import ModelInfo, to_metadata
-from hetecd.modality import Floats, Predictor
+from hetecd.modality import STRIDE_PX, Floats, Predictor
 from hetecd.model import HeteCD
 from hetecd.runtime import GRAPHS, PRECISION, SECTION, OpenVinoGraph, is_installed, quiet, with_standardised
 from hetecd.weights import load
@@ -273,7 +272,7 @@ def _cases(info: ModelInfo, tiles: TileDataset | None) -> Iterator[Images]:
 
 def _odd(images: Floats) -> Floats:
     """Mirrored on to a size that is no multiple of 32."""
-    right, bottom = ((-size % PAD_TO) + 5 for size in images.shape[-2:])
+    right, bottom = ((-size % STRIDE_PX) + 5 for size in images.shape[-2:])
     return np.pad(images, ((0, 0), (0, 0), (0, right), (0, bottom)), mode="reflect")
 
 

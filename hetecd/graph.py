@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetecd.difference import OUT, SpatialAttention, banded
-from hetecd.encoder import PAD_TO, STRIDES, Block
+from hetecd.encoder import Block
+from hetecd.modality import STRIDE_PX
 from hetecd.model import HeteCD
 from hetecd.ops import KERNEL
 
@@ -36,9 +37,9 @@ class Graph(nn.Module):
         super().__init__()
         self.net = net = copy.deepcopy(net).eval().requires_grad_(False)
         decoder = net.decoder
-        for i, stride in enumerate(STRIDES[: len(decoder.difference)]):
+        for i in range(len(decoder.difference)):
             # Winograd pays for many pixels and needs even numbers of rows and columns, which coarse maps may lack.
-            winograd = stride <= 8
+            winograd = i < 2  # strides 4 and 8
             decoder.difference[i] = GraphDifference(decoder.difference[i], decoder.project[i], winograd)
             decoder.project[i] = nn.Identity()
         if int8:
@@ -53,7 +54,7 @@ class Graph(nn.Module):
         """
         H, W = optical.shape[-2:]
         # As the network does it, but always: a trace knows no `if`.
-        pad = (0, -W % PAD_TO, 0, -H % PAD_TO)
+        pad = (0, -W % STRIDE_PX, 0, -H % STRIDE_PX)
         optical, sar = (F.pad(image, pad, mode="reflect") for image in self.net.prepare(optical, sar))
         logits = self.net.decoder(*self.net.encode(optical, sar), optical, sar)  # (B, 2, H', W')
         return logits[..., :H, :W].softmax(1)[:, 1]

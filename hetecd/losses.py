@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetecd.config import IGNORE
-from hetecd.encoder import PAD_TO
+from hetecd.modality import STRIDE_PX
 from hetecd.model import Features
 
 TEMPERATURE = 4.0
@@ -122,7 +122,7 @@ def label_aware_alignment(features: Features, label: Tensor) -> Tensor:
 def _shares(label: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     """Share of the pixels of each cell that changed, and that did not, (B, h, w) each; 255 is in neither."""
     H, W = label.shape[-2:]
-    padded = F.pad(label, (0, -W % PAD_TO, 0, -H % PAD_TO), value=IGNORE)
+    padded = F.pad(label, (0, -W % STRIDE_PX, 0, -H % STRIDE_PX), value=IGNORE)
     both = torch.stack([(padded == c).float() for c in (1, 0)], 1)
     changed, unchanged = F.adaptive_avg_pool2d(both, (size[0], size[1])).unbind(1)
     return changed, unchanged

@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 # NaN = invalid, give the probability of change (B, H, W), float32. Any H and W from MIN_PX.
 Predictor = Callable[[Floats, Floats], Floats]
 MIN_PX = 32
+STRIDE_PX = 32  # coarsest step of a network: what begins at multiples of it shows the same place alike
 
 # Outside its usual range a value still means something (a ship in SAR, a cloud in optical), but not a hundred times
 # as much. In units of the range between `low` and `high`.

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from hetecd.config import ModelConfig
 from hetecd.difference import Difference
-from hetecd.encoder import ENCODERS, PAD_TO, Encoder
+from hetecd.encoder import ENCODERS, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-from hetecd.modality import FLAT, MIN_PX
+from hetecd.modality import FLAT, MIN_PX, STRIDE_PX
 from hetecd.ops import Conv3x3, ConvNorm, Linear
 from hetecd.residual import RESIDUAL, ResidualEncoder
 
@@ -239,7 +239,7 @@ def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
 def _pad(x: Tensor) -> Tensor:
     """Mirror the right and lower edge up to a multiple of 32."""
     H, W = x.shape[-2:]
-    pad = (0, -W % PAD_TO, 0, -H % PAD_TO)
+    pad = (0, -W % STRIDE_PX, 0, -H % STRIDE_PX)
     x = F.pad(x, pad, mode="reflect") if any(pad) else x
     return x.contiguous(memory_format=torch.channels_last)
 

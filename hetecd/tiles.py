@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.errors import InputError
-from hetecd.modality import Floats
+from hetecd.modality import STRIDE_PX, Floats
 
 BLOCK_PX = 512  # edge of the tiles of a COG; blocks of a scene are this high and a multiple of it wide
-STRIDE_PX = 32  # coarsest step of a network: what begins at multiples of it shows the same place alike
 PANEL_TILES = 32  # windows beside each other in a panel, more or less
 
 

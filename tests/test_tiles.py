@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetecd.errors import InputError
+from hetecd.modality import STRIDE_PX
 from hetecd.tiles import (
     BLOCK_PX,
-    STRIDE_PX,
     Stitcher,
     Window,
     blend_weights,
