@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Linear, attend, conv_gelu
+from hetecd.ops import Linear, attend, conv_gelu, traced
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,14 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys and values come from a spatially reduced map."""
+    """Self-attention whose keys and values come from a spatially reduced map.
 
-    def __init__(self, channels: int, heads: int, reduction: int, dropout: float) -> None:
+    With a ``reach`` (where nothing is reduced) a pixel looks at those that many rows and columns away and nearer.
+    """
+
+    def __init__(self, channels: int, heads: int, reduction: int, dropout: float, reach: int = 0) -> None:
         super().__init__()
+        self.reach = reach
         self.heads = heads
         self.dropout = dropout
         self.query = Linear(channels, channels)
@@ -70,9 +74,26 @@ class Attention(nn.Module):
         if self.reduce is not None and self.reduce_norm is not None:
             x = self.reduce_norm(self.reduce(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # (B, H/r, W/r, C)
         kv = self.key_value(x).view(B, -1, 2, heads, C // heads).permute(2, 0, 3, 1, 4)  # (2, B, heads, M, c)
-        x = attend(q, kv[0], kv[1], self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        x = self._near(q, kv[0], kv[1], H, W, dropout) if self.reach else attend(q, kv[0], kv[1], dropout)
         x = self.out(x.transpose(1, 2).reshape(B, H, W, C))
         return F.dropout(x, self.dropout, self.training)
+
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, H: int, W: int, dropout: float) -> Tensor:
+        """Three of (B, heads, H * W, c) -> (B, heads, H * W, c)."""
+        reach = self.reach
+        q, k, v = (x.unflatten(2, (H, W)) for x in (q, k, v))
+        rows, cols = torch.arange(H, device=q.device), torch.arange(W, device=q.device)
+        seen_cols = (cols[:, None] - cols).abs() <= reach  # (W, W)
+        # A few rows at a time, as most pairs of pixels are far apart; all at once in a trace, which knows no loop.
+        strips = [(slice(top, top + reach), slice(max(0, top - reach), top + 2 * reach)) for top in range(0, H, reach)]
+        parts = []
+        for own, near in [(slice(None), slice(None))] if traced() else strips:
+            seen_rows = (rows[own, None] - rows[near]).abs() <= reach
+            seen = (seen_rows[:, None, :, None] & seen_cols[:, None]).flatten(2).flatten(0, 1)
+            query, key, value = (x.flatten(2, 3) for x in (q[:, :, own], k[:, :, near], v[:, :, near]))
+            parts.append(attend(query, key, value, dropout, seen))
+        return torch.cat(parts, 2)
 
 
 class Mlp(nn.Module):
@@ -100,12 +121,13 @@ class Block(nn.Module):
     """One transformer block with stochastic depth on both branches."""
 
     def __init__(
-        self, channels: int, heads: int, reduction: int, expansion: int, dropout: float, drop_path: float
-    ) -> None:
+        self, channels: int, heads: int, reduction: int, expansion: int, dropout: float, drop_path: float,
+        reach: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attention = Attention(channels, heads, reduction, dropout)
+        self.attention = Attention(channels, heads, reduction, dropout, reach)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.mlp = Mlp(channels, expansion, dropout)
 

@@ -115,18 +115,25 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, seen: Tensor | None = None) -> Tensor:
     """Softmax(query key^T / sqrt(c)) value, (B, heads, N, c) and twice (B, heads, M, c) -> (B, heads, N, c).
+
+    ``seen`` (N, M) bool, if given, is False where a query must not look at a key.
 
     In bfloat16 PyTorch's own form unpacks to float32 on CPUs without matrix registers: two plain products take half the
     time.
     """
     if plain(query) or query.dtype != torch.bfloat16 or dropout > 0:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return F.scaled_dot_product_attention(query, key, value, seen, dropout_p=dropout)
     B, heads, _, c = query.shape
     key = (key * c**-0.5).transpose(-1, -2)
     rows = max(1, SCORES // (B * heads * key.shape[-1]))
-    parts = [(part @ key).softmax(-1) @ value for part in query.split(rows, dim=2)]
+    parts = []
+    for i, part in enumerate(query.split(rows, dim=2)):
+        scores = part @ key
+        if seen is not None:
+            scores.masked_fill_(~seen[i * rows : (i + 1) * rows], -torch.inf)
+        parts.append(scores.softmax(-1) @ value)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

@@ -41,6 +41,7 @@ class ResidualEncoder(nn.Module):
 
     DEPTH = 2  # residual blocks per stage
     HEADS = 8
+    REACH = 8  # of the attention, 128 px: with less a map is worse, with more it owes more to its windows
     EXPANSION = 2
 
     def __init__(self, channels: tuple[int, ...], in_channels: int, dropout: float, drop_path: float) -> None:
@@ -56,7 +57,7 @@ class ResidualEncoder(nn.Module):
             )
             for i, (before, after) in enumerate(itertools.pairwise((first, *channels)))
         )
-        self.attend = Block(last, self.HEADS, 1, self.EXPANSION, dropout, drop_path)
+        self.attend = Block(last, self.HEADS, 1, self.EXPANSION, dropout, drop_path, self.REACH)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, C_in, H, W), H and W multiples of 32 -> maps (B, C_i, H / stride_i, W / stride_i)."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hetecd.config import ModelConfig
 from hetecd.convert import _published_name, convert_hetecd
 from hetecd.difference import SpatialAttention, Volumes
+from hetecd.encoder import Attention
 from hetecd.errors import ConfigError, InputError
 from hetecd.losses import cross_entropy, fca_loss, released_dice
 from hetecd.model import FLAT, HeteCD, standardised
@@ -203,6 +204,25 @@ def test_rescaled_attention_lets_an_untrained_block_pass_its_signal() -> None:
         return maps.std((0, 2, 3)).median().item()
 
     assert spread("rescaled") > 50 * spread("published")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 9), (13, 5), (8, 20)])
+def test_attention_with_a_reach_looks_no_farther(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    reach = 4
+    attention = Attention(16, 2, 1, 0.0, reach).eval()
+    x = torch.randn(1, height, width, 16)
+    row, col = height // 2, width // 2
+    near = np.s_[max(0, row - reach) : row + reach + 1, max(0, col - reach) : col + reach + 1]
+    other = torch.randn_like(x)
+    other[0][near] = x[0][near]
+    with torch.no_grad():
+        torch.testing.assert_close(attention(other)[0, row, col], attention(x)[0, row, col])
+        # And at all of what is near: alone it gives the same.
+        alone = Attention(16, 2, 1, 0.0).eval()
+        alone.load_state_dict(attention.state_dict())
+        found = alone(x[:, near[0], near[1]])[0, row - near[0].start, col - near[1].start]
+        torch.testing.assert_close(found, attention(x)[0, row, col])
 
 
 def test_a_blanked_date_has_no_influence() -> None:

@@ -50,15 +50,16 @@ def test_linear_layer(B: int, h: int, w: int, channels: int, out: int, dtype: to
 @settings(max_examples=25, deadline=None)
 @given(
     B=st.integers(1, 3), heads=st.integers(1, 5), n=st.integers(1, 60), m=st.integers(1, 60), dtype=DTYPES,
-    scores=st.sampled_from([1, 500, ops.SCORES]),
+    scores=st.sampled_from([1, 500, ops.SCORES]), masked=st.booleans(),
 )  # fmt: skip
-def test_attention(B: int, heads: int, n: int, m: int, dtype: torch.dtype, scores: int) -> None:
+def test_attention(B: int, heads: int, n: int, m: int, dtype: torch.dtype, scores: int, masked: bool) -> None:
     torch.manual_seed(n)
     query, key, value = (torch.randn(B, heads, size, 32) for size in (n, m, m))
-    wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    seen = (torch.rand(n, m) < 0.5) | (torch.arange(m) == 0) if masked else None
+    wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), seen)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(ops, "SCORES", scores)
-        _close(attend(query.to(dtype), key.to(dtype), value.to(dtype)), wanted, dtype)
+        _close(attend(query.to(dtype), key.to(dtype), value.to(dtype), seen=seen), wanted, dtype)
 
 
 @settings(max_examples=25, deadline=None)

@@ -46,7 +46,7 @@ def mapped(files, compute, tile_px, overlap_px, **options):
 
 
 def test_stitched_is_one_pass(files):
-    """A network whose encoders do not look at the whole window (`standardise` and attention do, by design)."""
+    """A network that does not standardise: one that does looks at the whole window, see tests/test_surroundings.py."""
     config = ModelConfig("residual_s", 3, 1, width=16)
     net = fresh(config, 0).eval()
     net.info = ModelInfo(model=config, optical=THREE, sar=ONE)
