@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hetecd.config import IGNORE, Role, TrainConfig
-from hetecd.errors import ConfigError, InputError
+from hetecd.errors import ConfigError, InputError, some
 from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
 from hetecd.modality import Floats, Modality, fit_modality, uint8_modality
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
@@ -122,8 +122,7 @@ def _decode_label(path: Path | str, ignore_255: bool) -> tuple[NDArray[np.uint8]
     one, many = one & valid, many & valid
     odd = valid & ~(zero | one | many)
     if odd.any() or (one.any() and many.any() and not ignore_255):
-        values = np.unique(band[valid])
-        listed = ", ".join(f"{v:g}" for v in values[:6]) + (", ..." if len(values) > 6 else "")
+        listed = some([f"{v:g}" for v in np.unique(band[valid])], 6)
         hint = "set ignore_255 if 255 means 'does not count'" if not odd.any() else "convert it (JPEG spoils labels)"
         wanted = "{0, 1, 255}" if ignore_255 else "{0, 1} or {0, 255}"
         raise InputError(f"{path}: found label values {{{listed}}}, expected {wanted}; {hint}")

@@ -107,8 +107,8 @@ def compare(
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
     tiles = TileDataset(chosen, TrainConfig(before_is=info.before_is), info.optical, info.sar, cache_bytes=0)
     results, curves = {}, {}
-    stages = len(net.optical_encoder.channels)
     for name, network in (("before", before), ("after", net)):
+        stages = len(network.optical_encoder.channels)
         for stage, (p, q, centres) in zip((stages - 1, stages), histograms(network, tiles), strict=True):
             results[f"stage {stage}, {name}"] = distances(p, q, centres)
             step = centres[1] - centres[0]

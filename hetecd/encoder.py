@@ -86,9 +86,11 @@ class Attention(nn.Module):
         rows, cols = torch.arange(H, device=q.device), torch.arange(W, device=q.device)
         seen_cols = (cols[:, None] - cols).abs() <= reach  # (W, W)
         # A few rows at a time, as most pairs of pixels are far apart; all at once in a trace, which knows no loop.
-        strips = [(slice(top, top + reach), slice(max(0, top - reach), top + 2 * reach)) for top in range(0, H, reach)]
+        strips = [(slice(None), slice(None))]
+        if not traced():
+            strips = [(slice(i, i + reach), slice(max(0, i - reach), i + 2 * reach)) for i in range(0, H, reach)]
         parts = []
-        for own, near in [(slice(None), slice(None))] if traced() else strips:
+        for own, near in strips:
             seen_rows = (rows[own, None] - rows[near]).abs() <= reach
             seen = (seen_rows[:, None, :, None] & seen_cols[:, None]).flatten(2).flatten(0, 1)
             query, key, value = (x.flatten(2, 3) for x in (q[:, :, own], k[:, :, near], v[:, :, near]))

@@ -12,6 +12,13 @@ Every message is one line: which file or argument, what was found, what was expe
 The command line prints it and exits with 1; the traceback only shows with ``--debug``.
 """
 
+from collections.abc import Sequence
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for a message of one line."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
 
 class HetecdError(Exception):
     """Root of everything hetecd raises on purpose."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hetecd.config import TrainConfig
-from hetecd.errors import InputError
+from hetecd.errors import InputError, some
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Names of the folders of the earlier and the later date, and of the label, in any case of letters.
@@ -82,7 +82,7 @@ def match_tiles(
         if missing:
             others = listing or " and ".join(str(f) for f in folders if f != folder)
             raise InputError(
-                f"{folder}: found no file for {len(missing)} of {len(names)} tiles ({_some(missing)}), expected the "
+                f"{folder}: found no file for {len(missing)} of {len(names)} tiles ({some(missing)}), expected the "
                 f"names of {others}; add or remove files"
             )
     if not names:
@@ -132,10 +132,6 @@ def _listed(listing: Path) -> set[str]:
         raise InputError(f"{listing}: cannot read this list of names ({error}); write one name per line") from error
     # Only an image extension is cut off: a name may hold dots.
     return {path.stem if path.suffix.lower() in EXTENSIONS else path.name for path in lines}
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def split_tiles(root: Path | str, config: TrainConfig) -> tuple[list[TileFiles], list[TileFiles], str]:

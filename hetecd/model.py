@@ -98,7 +98,7 @@ class HeteCD(nn.Module):
 
     def _check(self, optical: Tensor, sar: Tensor) -> None:
         config = self.config
-        copies = 2 if config.standardise and optical.shape[1:2] == (2 * config.optical_channels,) else 1
+        copies = config.copies if optical.shape[1:2] == (config.copies * config.optical_channels,) else 1
         for name, image, channels in (
             ("optical", optical, copies * config.optical_channels),
             ("sar", sar, copies * config.sar_channels),

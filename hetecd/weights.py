@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hetecd.config import ModelConfig
-from hetecd.errors import CheckpointError, ConfigError
+from hetecd.errors import CheckpointError, ConfigError, some
 from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Predictor, Scaled
@@ -96,14 +96,10 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], what: Path | str) -
             if key in tensors and tensors[key].shape != own[key].shape
         ],
     }
-    found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
+    found = "; ".join(f"{len(names)} {kind}: {some(names, 3)}" for kind, names in problems.items() if names)
     if found:
         raise CheckpointError(f"{what}: does not fit the network; {found}")
     model.load_state_dict(tensors)
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def empty(config: ModelConfig) -> HeteCD:
