@@ -19,6 +19,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio._path import _parse_path, _vsi_path
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 
@@ -342,17 +343,50 @@ def _numbers(transform: Affine) -> str:
 
 
 def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
-    """GDAL's XML for a virtual float32 copy of some bands in which invalid pixels are NaN."""
+    """GDAL's XML for a virtual float32 copy of some bands in which invalid pixels are NaN.
+
+    A source minds a nodata value or a mask, so where there are both, one copy is made of the other.
+    """
+    alpha = alpha_band(dataset)
+    mask = "" if alpha in numbers else "<UseMaskBand>true</UseMaskBand>"
+    nodata = [
+        "" if (value := dataset.nodatavals[number - 1]) is None else f"<NODATA>{value!r}</NODATA>" for number in numbers
+    ]
+    source = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
+    flags = {flag for number in numbers for flag in dataset.mask_flag_enums[number - 1]}
+    if not any(nodata) or not mask or not (alpha or MaskFlags.per_dataset in flags):
+        return _virtual(dataset, source, numbers, [mask + value for value in nodata])
+    if alpha:  # beside a nodata value GDAL does not take it for the mask
+        source = _masked_by(dataset, source, alpha)
+    masked = _virtual(dataset, source, numbers, [mask] * len(numbers))
+    return _virtual(dataset, masked, range(1, len(numbers) + 1), nodata)
+
+
+def _virtual(dataset: Any, source: str, numbers: Sequence[int], marks: Sequence[str]) -> str:
+    """XML of a float32 copy of bands of a source as large as a dataset; ``marks`` tell what becomes NaN in each."""
     lines = [f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">']
-    name = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
-    alpha_is_data = alpha_band(dataset) in numbers
-    for position, number in enumerate(numbers, 1):
-        nodata = dataset.nodatavals[number - 1]
+    for position, (number, mark) in enumerate(zip(numbers, marks, strict=True), 1):
         lines += [
-            f'<VRTRasterBand dataType="Float32" band="{position}"><NoDataValue>nan</NoDataValue><ComplexSource>',
-            f'<SourceFilename relativeToVRT="0">{escape(name)}</SourceFilename><SourceBand>{number}</SourceBand>',
-            "" if nodata is None else f"<NODATA>{nodata!r}</NODATA>",
-            "" if alpha_is_data else "<UseMaskBand>true</UseMaskBand>",
-            "</ComplexSource></VRTRasterBand>",
+            f'<VRTRasterBand dataType="Float32" band="{position}"><NoDataValue>nan</NoDataValue>',
+            f"<ComplexSource>{_source(source, number)}{mark}</ComplexSource></VRTRasterBand>",
         ]
     return "".join([*lines, "</VRTDataset>"])
+
+
+def _masked_by(dataset: Any, source: str, alpha: int) -> str:
+    """XML of a copy of a dataset whose mask is a band of it and that knows no nodata value."""
+    lines = [f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">']
+    for number in dataset.indexes:
+        lines += [
+            f'<VRTRasterBand dataType="Float32" band="{number}">',
+            f"<SimpleSource>{_source(source, number)}</SimpleSource></VRTRasterBand>",
+        ]
+    lines += [
+        '<MaskBand><VRTRasterBand dataType="Byte">',
+        f"<SimpleSource>{_source(source, alpha)}</SimpleSource></VRTRasterBand></MaskBand>",
+    ]
+    return "".join([*lines, "</VRTDataset>"])
+
+
+def _source(name: str, number: int) -> str:
+    return f'<SourceFilename relativeToVRT="0">{escape(name)}</SourceFilename><SourceBand>{number}</SourceBand>'

@@ -141,7 +141,7 @@ def test_a_window_is_the_part_of_the_whole_to_the_last_bit(sar_move, data, tmp_p
 
 
 def marked(tmp_path, how):
-    """The SAR file with a rectangle of pixels invalid, marked in some way; the rectangle."""
+    """The SAR file with a rectangle of pixels invalid, marked in some way or two; the rectangle."""
     image = ground(SAR).astype(np.float32)
     hole = np.zeros(SAR.shape, bool)
     hole[200:260, 250:330] = True
@@ -153,21 +153,39 @@ def marked(tmp_path, how):
         save(path, SAR, image, {"value": -9999, "nan declared": np.nan, "value and nan": -9999}.get(how))
     else:
         image[:, hole] = 30_000  # what stands below a mask must not leak out
-        alpha = how == "alpha"
+        alpha, both = how.startswith("alpha"), how.endswith("and value")
+        if both:  # a part is marked by the value alone
+            image[:, 200:260, 290:330] = 7
+            hole[200:260, 290:330] = False
         bands = np.concatenate([image, np.where(hole, 0, 65535)[None]]) if alpha else image
         profile = {"driver": "GTiff", "count": len(bands), "height": SAR.height, "width": SAR.width, "crs": SAR.crs}
         profile |= {"dtype": "uint16" if alpha else "float32", "alpha": "yes" if alpha else "no"}
+        profile |= {"nodata": 7} if both else {}
         with (
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how == "mask"),
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how.split()[-1] != "beside"),
             rasterio.open(path, "w", transform=SAR.transform, **profile) as dataset,
         ):
             dataset.write(bands.astype(dataset.dtypes[0]))
             if not alpha:
                 dataset.write_mask(~hole)
+    hole[200:260, 250:330] = True
     return path, hole
 
 
-@pytest.mark.parametrize("how", ["value", "nan declared", "nan", "value and nan", "mask", "mask beside", "alpha"])
+WAYS = [
+    "value",
+    "nan declared",
+    "nan",
+    "value and nan",
+    "mask",
+    "mask beside",
+    "alpha",
+    "mask and value",
+    "alpha and value",
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_however_invalid_pixels_are_marked(files, tmp_path, how):
     path, _ = marked(tmp_path, how)
     _, sar, valid = read(files[0], path)
@@ -175,7 +193,7 @@ def test_however_invalid_pixels_are_marked(files, tmp_path, how):
     assert not valid[inside(OPTICAL, gap, 1)].any()
     assert valid[~inside(OPTICAL, gap, -1) & inside(OPTICAL, SAR, 1)].all()
     # Neighbours of invalid pixels are interpolated from valid ones alone.
-    np.testing.assert_allclose(sar[0][valid], ground(OPTICAL)[0][valid], atol=1.1 if how == "alpha" else 0.6)
+    np.testing.assert_allclose(sar[0][valid], ground(OPTICAL)[0][valid], atol=1.1 if how.startswith("alpha") else 0.6)
     assert np.array_equal(np.isnan(sar[0]), ~valid)
 
 
