@@ -101,6 +101,9 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
             raise InputError(f"{path}: found no CRS, which a choice of the grid needs; georeference both images")
         return CommonGrid(Grid(None, first.transform or Affine.identity(), first.height, first.width))
     try:
+        if choice.crs:
+            for place in places:
+                _check_whole(place, CRS.from_user_input(choice.crs), path)
         pixels = _pixels(first, choice)
         boxes = [box for place in places if (box := box_of(place, at_grid(pixels)))]
     except (RasterioError, CPLE_BaseError, CRSError) as error:
@@ -109,6 +112,7 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
     if not boxes:
         raise InputError(f"{path}: found no pixel that has a place in {pixels.crs}, expected some; choose another CRS")
     box = np.min([least for least, _ in boxes], 0), np.max([greatest for _, greatest in boxes], 0)
+    _check_size(pixels, box)
     if choice.bounds is not None:
         left, bottom, right, top = choice.bounds
         corners = at_grid(pixels).pixel([left, right, left, right], [top, top, bottom, bottom])
@@ -137,6 +141,22 @@ def _pixels(first: Place, choice: GridChoice) -> Grid:
     return Grid(crs, Affine.scale(edge, -edge), 1, 1)
 
 
+def _check_whole(place: Place, crs: CRS, path: Path | str) -> None:
+    """InputError where an image lies on both ends of a map in degrees, on which it would span the globe."""
+    if not crs.is_geographic:
+        return
+    # Middles of pixels: a map of the whole world may touch both ends.
+    size = np.array([[place.width], [place.height]])
+    cols, rows = (place.outline() - size / 2) * (1 - 1 / size) + size / 2
+    x = np.array(transform_points(place.crs, crs, *place.ground(cols, rows))[0])
+    jumps = np.abs(np.diff(x.reshape(4, -1)))  # along each edge
+    if (jumps[np.isfinite(jumps)] > 180).any():
+        raise InputError(
+            f"{path}: lies on both sides of the antimeridian or around a pole, expected neither for {crs}, in which it "
+            f"would span the globe; choose another CRS, such as {metric_crs(place)}"
+        )
+
+
 def _shared(pixels: Grid, image: Box, other: Box, what: str) -> Box:
     """What the box of the image and another have in common; InputError about ``what`` where that is nothing."""
     least, greatest = np.maximum(image[0], other[0]), np.minimum(image[1], other[1])
@@ -152,7 +172,13 @@ def _outwards(box: Box) -> NDArray[np.int64]:
 
 
 def _cut(pixels: Grid, box: Box) -> Grid:
-    """The grid within a box."""
+    """The grid of all pixels that a box touches."""
+    (col, row), (end_col, end_row) = _outwards(box).tolist()
+    return pixels.window(Window(row, col, end_row - row, end_col - col))
+
+
+def _check_size(pixels: Grid, box: Box) -> None:
+    """InputError where an image is less than a pixel, or more than GDAL counts."""
     edges_px = box[1] - box[0]
     if edges_px.min() < 0.5 or edges_px.max() > MOST_PX:
         unit = pixels.crs.units_factor[0] if pixels.crs else "px"
@@ -160,8 +186,6 @@ def _cut(pixels: Grid, box: Box) -> Grid:
             f"resolution: found {min(pixels.res):g} {unit}, which makes the image {edges_px[1]:.2g} x "
             f"{edges_px[0]:.2g} px, expected 1 to {MOST_PX}; it counts in units of the CRS"
         )
-    (col, row), (end_col, end_row) = _outwards(box).tolist()
-    return pixels.window(Window(row, col, end_row - row, end_col - col))
 
 
 def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
@@ -169,9 +193,13 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
     crs, shapes = _read_polygons(path)
     try:
         left, bottom, right, top = transform_bounds(image.crs, crs, *image.bounds, densify_pts=33)
-        # Only what is near: elsewhere the CRS of the grid may have no place for it.
-        margin = 0.01 * max(right - left, top - bottom)
-        near = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
+        # Only what is near: elsewhere the CRS of the grid may have no place for it. Across the antimeridian the box
+        # begins in the east and ends in the west.
+        spans = [(left, 180.0), (-180.0, right)] if left > right else [(left, right)]
+        margin = 0.01 * max(top - bottom, *(east - west for west, east in spans))
+        near = shapely.union_all(
+            [shapely.box(west - margin, bottom - margin, east + margin, top + margin) for west, east in spans]
+        )
         shapes = shapely.get_parts(shapely.intersection(shapely.make_valid(shapes), near))
         shapes = shapely.get_parts(shapes[(shapely.get_dimensions(shapes) == 2) & ~shapely.is_empty(shapes)])
         shapes = shapely.segmentize(shapes, STRAIGHT_PX * pixel_size(at_grid(image), crs))
@@ -196,15 +224,20 @@ def _read_polygons(path: Path | str) -> tuple[CRS, NDArray[Any]]:
     try:
         about, _, shapes, _ = pyogrio.raw.read(path, columns=[], force_2d=True)
         crs = CRS.from_user_input(about["crs"]) if about["crs"] else None
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, CRSError) as error:
+        polygons = shapely.from_wkb([shape for shape in shapes if shape is not None])
+    except (
+        pyogrio.errors.DataSourceError,
+        pyogrio.errors.DataLayerError,
+        shapely.errors.ShapelyError,
+        CRSError,
+    ) as error:
         raise InputError(
             f"{path}: cannot read its polygons ({one_line(error)}); use GeoPackage, GeoJSON or Shapefile"
         ) from error
     if crs is None:
         raise InputError(f"{path}: found no CRS, expected one; assign it (ogr2ogr -a_srs)")
-    polygons = shapely.from_wkb(shapes)
     if len(polygons) == 0 or not (shapely.get_dimensions(polygons) == 2).all():
-        kinds = sorted({geometry.geom_type for geometry in polygons if geometry is not None})
+        kinds = sorted({geometry.geom_type for geometry in polygons})
         raise InputError(f"{path}: found {', '.join(kinds) or 'nothing'}, expected polygons; choose another file")
     return crs, polygons
 

@@ -5,7 +5,8 @@ rational polynomials (RPCs), such as those of very high resolution images. Betwe
 which meets every one. Terrain is not looked at: RPCs are taken at the mean height that they state.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,19 +81,37 @@ def place_of(dataset: Any, path: object) -> Place:
     """Place of an open rasterio dataset: its transform, else its GCPs, else its RPCs, else nowhere.
 
     Raises:
-        InputError: it has fewer than three GCPs.
+        InputError: it has fewer than three GCPs, or a transform that cannot be undone.
     """
     grid = grid_of(dataset)
+    if grid.transform.is_degenerate:
+        found = list(grid.transform)[:6]
+        raise InputError(f"{path}: found a transform that leaves pixels no area ({found}); georeference it anew")
     if grid.crs is not None:
         return at_grid(grid)
     ties, crs = dataset.gcps
     if ties and crs:
         if len(ties) < 3:
             raise InputError(f"{path}: found {len(ties)} ground control points, expected 3 or more; add some")
-        return Place(crs, grid.height, grid.width, None, tuple(ties), "GCPs")
+        return _on_a_plane(Place(crs, grid.height, grid.width, None, tuple(ties), "GCPs"))
     if dataset.rpcs is not None:
-        return Place(WGS84, grid.height, grid.width, None, _rpc_ties(dataset), "RPCs")
+        return _on_a_plane(Place(WGS84, grid.height, grid.width, None, _rpc_ties(dataset), "RPCs"))
     return at_grid(grid)
+
+
+def _on_a_plane(place: Place) -> Place:
+    """Tie points across the antimeridian, in degrees, in a CRS that has no edge there."""
+    x = np.array([tie.x for tie in place.ties])
+    if place.crs is None or not place.crs.is_geographic or (x.max() <= 180 and np.ptp(x) <= 180):
+        return place
+    y = [tie.y for tie in place.ties]
+    crs = metric_crs(replace(place, ties=_moved(place.ties, x % 360, y)))
+    return replace(place, crs=crs, ties=_moved(place.ties, *transform_points(place.crs, crs, x, y)))
+
+
+def _moved(ties: Sequence[GroundControlPoint], x: ArrayLike, y: ArrayLike) -> tuple[GroundControlPoint, ...]:
+    points = zip(ties, np.asarray(x).tolist(), np.asarray(y).tolist(), strict=True)
+    return tuple(GroundControlPoint(tie.row, tie.col, east, north) for tie, east, north in points)
 
 
 def _rpc_ties(dataset: Any) -> tuple[GroundControlPoint, ...]:

@@ -26,6 +26,9 @@ from hetecd.tiles import Window
 PLAIN = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 300, 400)
 
 
+AFAR = Grid(CRS.from_epsg(32760), Affine(10, 0, 818_451, 0, -10, 8_118_998), 200, 200)  # across the antimeridian
+
+
 def chosen(grid=PLAIN, **choice):
     return choose_grid([at_grid(grid)], "optical.tif", GridChoice(**choice)).grid
 
@@ -105,6 +108,9 @@ def test_what_cannot_be(tmp_path):
     refused("cannot be brought to EPSG:99999999", crs="EPSG:99999999")
     refused("cannot be brought to nonsense", crs="nonsense")
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), crs="EPSG:4326")
+    assert chosen(AFAR, crs="EPSG:3832").width == pytest.approx(AFAR.width, rel=0.1)
+    refused("both sides of the antimeridian", AFAR, crs="EPSG:4326")
+    refused("around a pole", Grid(CRS.from_epsg(3413), Affine(10, 0, -900, 0, -10, 1100), 200, 200), crs="EPSG:4326")
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), aoi="x.gpkg")
     with pytest.raises(InputError, match="leave these flags out"):
         GridChoice(resolution=3.0).refuse_for_tiles(tmp_path)
@@ -208,6 +214,20 @@ def test_a_polygon_as_large_as_a_continent(tmp_path):
     assert common.wanted(Window(0, 0, *PLAIN.shape)).all()
 
 
+def test_an_area_across_the_antimeridian(tmp_path):
+    halves = [shapely.box(179.995, -17.005, 180, -16.995), shapely.box(-180, -17.005, -179.995, -16.995)]
+    aoi = polygons(tmp_path / "aoi.gpkg", halves, WGS84)
+    common = choose_grid([at_grid(AFAR)], "optical.tif", GridChoice(aoi=aoi))
+    area_px = 1065 * 1107 / 100  # a hundredth of a degree, by cosine of the latitude, of 10 m pixels
+    assert common.wanted(Window(0, 0, *common.grid.shape)).sum() == pytest.approx(area_px, rel=0.01)
+
+
+def test_a_small_area_is_a_pixel(tmp_path):
+    aoi = polygons(tmp_path / "aoi.gpkg", [shapely.box(500_501, 5_004_001, 500_509, 5_004_004)])
+    assert chosen(aoi=aoi).shape == (1, 1)
+    assert chosen(bounds=(500_501, 5_004_001, 500_502, 5_004_002)).shape == (1, 1)
+
+
 LARGE = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 1100, 1300)
 
 
@@ -249,6 +269,14 @@ def test_areas_that_cannot_be(tmp_path):
         "found Point, expected polygons", aoi=polygons(tmp_path / "points.gpkg", [shapely.Point(500_500, 5_004_500)])
     )
     refused("found nothing, expected polygons", aoi=polygons(tmp_path / "none.gpkg", []))
+    gap = {"type": "Feature", "properties": {}, "geometry": None}
+    ring_of_two = {"type": "Polygon", "coordinates": [[[15, 45], [15.1, 45]]]}
+    for name, geometry in (("empty", None), ("broken", ring_of_two)):
+        features = [gap, gap | {"geometry": geometry}]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (tmp_path / f"{name}.geojson").write_text(text)
+    refused("found nothing, expected polygons", aoi=tmp_path / "empty.geojson")
+    refused("broken.geojson: cannot read its polygons", aoi=tmp_path / "broken.geojson")
     nowhere = polygons(tmp_path / "nowhere.shp", [ring(square, crs=UTM)], None)
     refused("nowhere.shp: found no CRS", aoi=nowhere)
     away = polygons(tmp_path / "away.gpkg", [shapely.box(0, 0, 1, 1)], WGS84)

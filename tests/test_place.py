@@ -89,6 +89,28 @@ def test_ground_control_points(tmp_path):
     np.testing.assert_allclose(place.pixel(*curved(*PIXELS)), PIXELS, atol=0.1)
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_ground_control_points_across_the_antimeridian(tmp_path, wrapped):
+    shift = 180 - 15.0
+    ties = [
+        GroundControlPoint(t.row, t.col, t.x + shift - (360 if wrapped and t.x + shift > 180 else 0), t.y)
+        for t in tie_points()
+    ]
+    with opened(tmp_path, gcps=(ties, WGS84)) as dataset:
+        place = place_of(dataset, "image")
+    lon, lat = curved(*PIXELS)
+    x, y = transform_points(WGS84, place.crs, lon + shift, lat)
+    np.testing.assert_allclose(place.pixel(x, y), PIXELS, atol=0.1)
+
+
+def test_a_transform_that_cannot_be_undone(tmp_path):
+    with (
+        opened(tmp_path, crs=UTM, transform=Affine(10, 10, 5e5, 10, 10, 5e6)) as dataset,
+        pytest.raises(InputError, match="image: found a transform that leaves pixels no area"),
+    ):
+        place_of(dataset, "image")
+
+
 def test_rational_polynomials(tmp_path):
     rpc = polynomials()
     with opened(tmp_path, rpcs=rpc) as dataset:
