@@ -1,6 +1,7 @@
 """The pixel grid, reading rasters with their validity, writing GeoTIFFs that are whole.
 
-A pixel is valid where every band read is: not the nodata value, not masked by a mask band or by alpha, and finite.
+A pixel is valid where every band read is: not the nodata value, not masked by a mask band or by alpha, finite, and not
+as huge as only a nodata value is that nobody declared.
 Nothing here ever leaves a half-written file under its final name, see :mod:`hetecd.files`.
 """
 
@@ -32,6 +33,7 @@ from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
 WGS84 = CRS.from_epsg(4326)
+HUGE = 1e30  # beyond what is measured; programs like -3.4e38 for nodata, and do not always say so
 
 # GDAL keeps pixels that it has unpacked; unless told otherwise, in a twentieth of the machine's memory.
 os.environ.setdefault("GDAL_CACHEMAX", "128")  # MB
@@ -160,7 +162,7 @@ def open_raster(path: Path | str) -> Iterator[Any]:
         with rasterio.Env(**READING), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
             dataset = rasterio.open(name)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, OSError, UnicodeError) as error:
         hint = "check the address, or download the file" if is_remote(name) else "use GeoTIFF, PNG or JPEG"
         raise InputError(f"{name}: not a raster that GDAL can read ({one_line(error)}); {hint}") from None
     with dataset:
@@ -189,6 +191,12 @@ def files_of(dataset: Any) -> list[str]:
             with open_raster(file) as inner:
                 found += [name for name in inner.files if name not in found]
     return found
+
+
+def crs_text(crs: CRS) -> str:
+    """The EPSG code of a CRS, WKT where none is exactly it: left to itself PROJ also names codes that are near."""
+    epsg = crs.to_epsg(confidence_threshold=100)
+    return f"EPSG:{epsg}" if epsg else crs.to_wkt()
 
 
 def grid_of(dataset: Any) -> Grid:
@@ -274,7 +282,7 @@ def read_valid(
         if nodata is not None and not np.isnan(nodata):
             valid &= plane != nodata
         if plane.dtype.kind == "f":
-            valid &= np.isfinite(plane)
+            valid &= np.abs(plane) < HUGE
     if list(numbers) != distinct:
         array = array[[distinct.index(number) for number in numbers]]
     return array, valid

@@ -3,7 +3,8 @@
 ``summary.json`` is the contract with everything that shows results. Its fields:
 
     hetecd, created      version, time of writing (UTC)
-    before, after        {path, bytes, sha256, is}, perhaps sources and version: see :func:`hetecd.sources.identify`
+    before, after        {path, bytes, sha256, is, read_as}, perhaps sources and version: see
+                         :func:`hetecd.sources.identify`
     weights              {name, path, bytes, sha256, scores}: validation scores of the checkpoint; perhaps sources, the
                          file beside an OpenVINO graph; null without a name
     settings             threshold, tile_px, overlap_px, tta, precision, runtime, device ("cpu", "cuda"), and of the
@@ -42,8 +43,8 @@ from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
 from hetecd.info import ModelInfo
 from hetecd.modality import Floats
 from hetecd.pair import Pair
-from hetecd.raster import Bools, Grid
-from hetecd.sources import identify, identify_file, identify_graph, is_known
+from hetecd.raster import Bools, Grid, crs_text
+from hetecd.sources import identify, identify_with, is_known
 from hetecd.tiles import Window
 
 log = logging.getLogger("hetecd")
@@ -84,7 +85,7 @@ class About:
 
 def describe_weights(path: Path | str, scores: Mapping[str, float | None]) -> dict[str, Any]:
     """Name, path, checksum and validation scores of a checkpoint or exported graph."""
-    return {"name": Path(path).name, **identify_graph(path), "scores": dict(scores) or None}
+    return {"name": Path(path).name, **identify_with(path), "scores": dict(scores) or None}
 
 
 def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
         },
         "alignment": about.alignment,
         "grid": _describe_grid(pair.grid),
-        "aoi": None if pair.aoi is None else identify_file(pair.aoi),
+        "aoi": None if pair.aoi is None else identify_with(pair.aoi),
         "warnings": [*about.warnings, *unknown],
     }
 
@@ -311,10 +312,9 @@ def write_summary(
 
 
 def _describe_grid(grid: Grid) -> dict[str, Any]:
-    epsg = grid.crs.to_epsg() if grid.crs else None
     edges = pixel_m(grid)
     return {
-        "crs": f"EPSG:{epsg}" if epsg else grid.crs.to_wkt() if grid.crs else None,
+        "crs": crs_text(grid.crs) if grid.crs else None,
         "transform": list(grid.transform)[:6],
         "height": grid.height,
         "width": grid.width,

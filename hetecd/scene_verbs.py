@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hetecd.predict import Summary
     from hetecd.vector import PolygonSettings
 
+# What the cells of a table of pairs may hold, beside what is one word on the command line too.
+LISTS = ("optical_bands", "sar_bands", "bounds")
+YES_NO = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 # Flags that say nothing about what is in a map; its files are told by themselves.
 IN_ANY_WAY = ("before", "after", "weights", "aoi", "out", "redo", "report", "pairs", "batch")
 
@@ -81,7 +84,23 @@ def predict(args: Namespace) -> None:
 def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     checker = ArgumentParser(exit_on_error=False)
     predict_arguments(checker)
-    return checker.parse_object({**vars(args), **row, "pairs": None})
+    cells = {key: _cell(key, text, args[key]) for key, text in row.items()}
+    return checker.parse_object({**vars(args), **cells, "pairs": None})
+
+
+def _cell(key: str, text: str, given: Any) -> Any:
+    """What a cell says of a flag: several numbers, yes or no, or text that the parser understands."""
+    if key in LISTS:
+        kind = float if key == "bounds" else int
+        try:
+            return [kind(number) for number in text.strip("[]").replace(",", " ").split()]
+        except ValueError as error:
+            raise InputError(f"{key}: found {text!r} in the table, expected numbers with blanks between") from error
+    if not isinstance(given, bool):
+        return text
+    if text.lower() not in YES_NO:
+        raise InputError(f"{key}: found {text!r} in the table, expected one of {', '.join(YES_NO)}")
+    return YES_NO[text.lower()]
 
 
 def _predict_pair(args: Namespace, opened: Callable[..., Network]) -> None:
@@ -113,12 +132,12 @@ def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
 
 def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
     from hetecd.predict import finished_scene
-    from hetecd.sources import graph_files, request_of
+    from hetecd.sources import files_beside, request_of
     from hetecd.vector import PolygonSettings
 
     polygons = PolygonSettings(args.format, args.min_area, args.simplify)
     settings = {key: args[key] for key in vars(args) if key not in IN_ANY_WAY}
-    files = [*graph_files(args.weights or DEFAULT_WEIGHTS), *([args.aoi] if args.aoi else [])]
+    files = [*files_beside(args.weights or DEFAULT_WEIGHTS), *(files_beside(args.aoi) if args.aoi else [])]
     asked = request_of(settings, [args.before, args.after], files)
     summary = None if args.redo else finished_scene(args.out, asked, polygons)
     if summary is None:

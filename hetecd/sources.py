@@ -16,6 +16,7 @@ from hetecd.raster import files_of, is_remote, open_raster
 
 HTTP = re.compile(r"(?:/vsicurl/)?(https?://.+)")
 COMPANIONS = (".aux.xml", ".ovr")  # statistics and small copies that viewers leave beside an image
+BESIDE = {".xml": (".bin",), ".shp": (".shx", ".dbf", ".prj", ".cpg")}  # what else such a file is read from
 PATIENCE_S = 15
 
 
@@ -24,19 +25,22 @@ def identify(path: Path | str) -> dict[str, Any]:
 
     Of a folder of granules they are the sum of the sizes and the checksum of the listing that sha256sum prints. Where
     an image is read from other files, too (a virtual raster, a container, a mask beside it), ``sources`` says how many,
-    and size and checksum of them in the same way. Of a URL ``version`` is the ETag or else the time of change that the
+    and size and checksum of them in the same way; ``read_as`` is a digest of what the files declare about place and
+    nodata, wherever they do. Of a URL ``version`` is the ETag or else the time of change that the
     server tells. A checksum or version that nothing tells is None.
 
     Raises:
         InputError: there is no such image.
     """
     if os.path.isdir(path):
-        return {"path": os.path.abspath(path), **_together(granule_files(path))}
+        granules = granule_files(path)
+        others = [file for file in _files(path) if Path(file) not in granules]
+        return {"path": os.path.abspath(path), **_together(granules), **_sources(others), "read_as": _read_as(path)}
     if match := HTTP.fullmatch(str(path)):
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
     others = [file for file in _files(path) if os.path.abspath(file) != os.path.abspath(path)]
-    return {**identify_file(path), **_sources(others)}
+    return {**identify_file(path), **_sources(others), "read_as": _read_as(path)}
 
 
 def identify_file(path: Path | str) -> dict[str, Any]:
@@ -47,16 +51,17 @@ def identify_file(path: Path | str) -> dict[str, Any]:
     return {"path": path, "bytes": os.path.getsize(path), "sha256": sha256(path)}
 
 
-def identify_graph(path: Path | str) -> dict[str, Any]:
-    """The same of a checkpoint or an exported graph, ``sources`` being what else it is read from."""
-    others = graph_files(path)[1:]
+def identify_with(path: Path | str) -> dict[str, Any]:
+    """The same of a checkpoint, an exported graph or polygons, ``sources`` being what else they are read from."""
+    others = files_beside(path)[1:]
     return {**identify_file(path), **_sources(others)}
 
 
-def graph_files(path: Path | str) -> list[Path]:
-    """The file of a checkpoint or graph, and the one beside it in which OpenVINO keeps the weights."""
-    weights = Path(path).with_suffix(".bin")
-    return [Path(path), *([weights] if Path(path).suffix.lower() == ".xml" and weights.is_file() else [])]
+def files_beside(path: Path | str) -> list[Path]:
+    """A file that is no image, and those beside it that belong to it: weights of OpenVINO, parts of a shapefile."""
+    path = Path(path)
+    beside = (path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))
+    return [path, *(file for file in beside if file.is_file())]
 
 
 def is_known(entry: Mapping[str, Any]) -> bool:
@@ -76,19 +81,34 @@ def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files:
     Raises:
         InputError: there is no such image.
     """
+    images = list(images)
     stamps = [[_stamp(file) for file in together] for together in (*map(_files, images), files)]
-    asked = [hetecd.__version__, dict(settings), stamps]
+    asked = [hetecd.__version__, dict(settings), stamps, [_read_as(image) for image in images]]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _files(path: Path | str) -> list[str]:
     """Files and URLs that an image is read from; where it is a file itself, it is the first."""
     if os.path.isdir(path):
-        return [str(file) for file in granule_files(path)]
+        return [file for granule in granule_files(path) for file in _files(granule)]
     if is_remote(str(path)):
         return [str(path)]
     with open_raster(path) as dataset:
         return [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
+
+
+def _read_as(path: Path | str) -> str | None:
+    """Digest of what tells place and nodata of an image, which a companion may; None for what lies elsewhere."""
+    if is_remote(str(path)):  # GDAL looks for no companions there
+        return None
+    found = []
+    for file in granule_files(path) if os.path.isdir(path) else [path]:
+        with open_raster(file) as dataset:
+            ties, crs = dataset.gcps
+            tied = [(tie.row, tie.col, tie.x, tie.y) for tie in ties]
+            place = str(dataset.crs), list(dataset.transform), tied, str(crs), str(dataset.rpcs)
+            found.append([*place, str(dataset.nodatavals), str(dataset.mask_flag_enums), str(dataset.colorinterp)])
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _stamp(file: Path | str) -> list[Any]:

@@ -18,7 +18,7 @@ from hetecd.files import replacing
 from hetecd.ground import STRAIGHT_PX, area_m2, bounds_wgs84, pixel_m
 from hetecd.modality import Floats
 from hetecd.outline import Shapes, trace
-from hetecd.raster import Bools, Grid
+from hetecd.raster import Bools, Grid, crs_text
 
 Format = Literal["gpkg", "fgb", "geojson"]
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
@@ -141,7 +141,6 @@ def _simplified(polygons: NDArray[Any], tolerance_px: float) -> NDArray[Any]:
 
 
 def _append(path: Path, polygons: NDArray[Any], fields: dict[str, NDArray[Any]], crs: CRS | None) -> None:
-    epsg = crs.to_epsg() if crs else None
     pyogrio.raw.write(
         path,
         shapely.to_wkb(polygons),
@@ -151,7 +150,7 @@ def _append(path: Path, polygons: NDArray[Any], fields: dict[str, NDArray[Any]],
         layer="change",
         driver="GPKG",
         geometry_type="Polygon",
-        crs=f"EPSG:{epsg}" if epsg else crs.to_wkt() if crs else None,
+        crs=crs_text(crs) if crs else None,
         append=path.exists(),
         layer_options={"SPATIAL_INDEX": "NO"},
     )

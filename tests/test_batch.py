@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 from rasterio.transform import Affine
 
 from hetecd import cli, weights
@@ -14,6 +15,7 @@ from hetecd.errors import InputError
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality, uint8_modality
 from hetecd.raster import Grid, read_raster, write_raster
+from hetecd.scene_verbs import _with_row, predict_arguments
 from hetecd.weights import fresh, save
 
 
@@ -132,9 +134,27 @@ def test_the_command(tmp_path, capsys, caplog, monkeypatch):
     assert len(opened) == 2  # all was there
     assert times == {name: path.stat().st_mtime_ns for name, path in maps.items()}  # only what was missing was done
     assert {status for status, _ in statuses(tmp_path / "out").values()} == {"done"}
-    (tmp_path / "pairs.csv").write_text("before,after,threshold\na.tif,b.tif,often\n")
-    assert cli.main(command) == 1
-    assert "threshold" in statuses(tmp_path / "out")["b"][1]
+    for column, cell in (("threshold", "often"), ("tta", "perhaps"), ("sar_bands", "1;x")):
+        (tmp_path / "pairs.csv").write_text(f"before,after,{column}\na.tif,b.tif,{cell}\n")
+        assert cli.main(command) == 1
+        assert column in statuses(tmp_path / "out")["b"][1]
+
+
+def test_cells_are_read_as_the_flags_of_their_columns():
+    given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o", "--tta", "--optical_bands", "3"])
+    row = {"before": "a", "after": "b", "out": "o/b"}
+    plain = _with_row(given, row)
+    assert (plain.tta, plain.report, plain.optical_bands, plain.bounds) == (True, False, [3], None)
+    cells = {"tta": "false", "report": "Yes", "sar_bands": "1", "optical_bands": "[4, 3, 2]", "bounds": "-1e5 0,1 2.5"}
+    read = _with_row(given, row | cells)
+    assert (read.tta, read.report, read.sar_bands, read.optical_bands) == (False, True, [1], [4, 3, 2])
+    assert read.bounds == [-1e5, 0, 1, 2.5]
+
+
+def predict_parser():
+    parser = ArgumentParser(exit_on_error=False)
+    predict_arguments(parser)
+    return parser
 
 
 @pytest.mark.parametrize("words", [[], ["a.tif"], ["a.tif", "b.tif", "--pairs", "pairs.csv"]])

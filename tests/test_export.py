@@ -18,7 +18,7 @@ from hetecd.export import BOUNDS, Comparison, compare, export_file
 from hetecd.modality import Floats
 from hetecd.model import HeteCD
 from hetecd.runtime import KINDS, open_graph
-from hetecd.sources import graph_files
+from hetecd.sources import files_beside
 from hetecd.synth import write_pair
 from hetecd.weights import load, predictor, save
 
@@ -36,7 +36,7 @@ def _raw(batch: int, height: int, width: int) -> tuple[Floats, Floats]:
 
 
 def _copy(graph: Path, path: Path) -> None:
-    for file in graph_files(graph):
+    for file in files_beside(graph):
         shutil.copy(file, path.with_suffix(file.suffix))
 
 

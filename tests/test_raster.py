@@ -10,7 +10,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
-from hetecd.raster import Grid, read_raster, to_float32, write_raster
+from hetecd.raster import Grid, crs_text, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 
 UTM = CRS.from_epsg(32633)
@@ -79,12 +79,18 @@ def test_nodata_value(tmp_path, dtype, nodata):
 
 def test_not_finite_is_invalid_without_being_declared(tmp_path):
     image = noise((1, 30, 40), "float32")
-    image[0, 3, 4], image[0, 5, 6] = np.nan, np.inf
+    image[0, 3, 4], image[0, 5, 6], image[0, 7, 8] = np.nan, np.inf, -3.4028235e38
     write_raster(tmp_path / "x.tif", image, grid(30, 40), nodata=-1)
     raster = read_raster(tmp_path / "x.tif")
-    assert (~raster.valid).sum() == 2
-    assert not raster.valid[3, 4]
-    assert not raster.valid[5, 6]
+    assert (~raster.valid).sum() == 3
+    assert not raster.valid[[3, 5, 7], [4, 6, 8]].any()
+
+
+def test_the_code_of_a_crs_is_exactly_it():
+    assert crs_text(UTM) == "EPSG:32633"
+    near = CRS.from_string("+proj=utm +zone=33 +ellps=intl +units=m")  # of no datum: 114 m from EPSG:23033
+    assert near.to_epsg() == 23033
+    assert CRS.from_user_input(crs_text(near)) == near
 
 
 @pytest.mark.parametrize("nodata", [None, 7])

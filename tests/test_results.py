@@ -16,6 +16,7 @@ from hetecd.pair import open_pair
 from hetecd.predict import predict_scene
 from hetecd.raster import Grid, read_raster, write_raster
 from hetecd.results import About, Count, describe_weights
+from hetecd.sources import identify
 from hetecd.tiles import Window
 
 MERCATOR = Grid(CRS.from_epsg(3857), Affine(20, 0, 1_000_000, 0, -20, 8_400_000), 130, 90)
@@ -50,6 +51,7 @@ def test_the_summary_says_what_was_done(tmp_path):
     for date, name, role in (("before", "optical.tif", "optical"), ("after", "sar.tif", "sar")):
         content = (tmp_path / name).read_bytes()
         expected = {"path": str(tmp_path / name), "bytes": len(content), "is": role}
+        expected["read_as"] = identify(tmp_path / name)["read_as"]
         assert summary[date] == expected | {"sha256": hashlib.sha256(content).hexdigest()}
     assert summary["hetecd"] == hetecd.__version__
     assert summary["created"].endswith("+00:00")
@@ -186,7 +188,8 @@ def test_inputs_that_are_no_files_have_that_of_what_they_name(tmp_path):
         predict_scene(pair, pointwise, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     sources = {"files": 1, **{key: summary["before"]["sources"][key] for key in ("bytes", "sha256")}}
-    assert summary["before"] == {"path": name, "bytes": None, "sha256": None, "sources": sources, "is": "optical"}
+    known = {"path": name, "bytes": None, "sha256": None, "is": "optical"}
+    assert summary["before"] == known | {"sources": sources, "read_as": identify(name)["read_as"]}
     assert sources["bytes"] == (tmp_path / "optical.tif").stat().st_size
     with rasterio.open(tmp_path / "out" / "probability.tif") as dataset:
         assert dataset.tags()["before_sha256"] == "unknown"

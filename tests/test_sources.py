@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from test_remote import Server
@@ -14,7 +15,7 @@ from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.results import About, describe
-from hetecd.sources import identify, identify_graph, is_known, request_of
+from hetecd.sources import files_beside, identify, identify_with, is_known, request_of
 
 GRID = Grid(CRS.from_epsg(32633), Affine(10, 0, 5e5, 0, -10, 5e6), 40, 50)
 VRT = (
@@ -50,6 +51,7 @@ def test_a_file_is_itself_whatever_viewers_leave_beside_it(tmp_path):
     path = image(tmp_path / "a.tif", 1)
     content = path.read_bytes()
     expected = {"path": str(path), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    expected["read_as"] = identify(path)["read_as"]
     assert identify(path) == expected
     before = asked(path)
     (tmp_path / "a.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
@@ -57,6 +59,30 @@ def test_a_file_is_itself_whatever_viewers_leave_beside_it(tmp_path):
     assert asked(path) == before
     assert asked(path, threshold=0.5) != before
     assert is_known(expected)
+    band = '<PAMRasterBand band="1"><NoDataValue>1</NoDataValue></PAMRasterBand>'
+    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")  # no longer the same image
+    assert identify(path)["read_as"] != expected["read_as"]
+    assert asked(path) != before
+
+
+def test_a_mask_beside_a_granule_counts(tmp_path):
+    image(tmp_path / "a.tif", 1)
+    before, request = identify(tmp_path), asked(tmp_path)
+    assert "sources" not in before
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.write_mask(np.eye(*GRID.shape) == 0)
+    after = identify(tmp_path)
+    assert (after["sha256"], after["sources"]["files"]) == (before["sha256"], 1)
+    assert asked(tmp_path) != request
+
+
+def test_the_projection_of_a_shapefile_counts(tmp_path):
+    for suffix in (".shp", ".prj"):
+        (tmp_path / f"aoi{suffix}").write_text("one")
+    assert files_beside(tmp_path / "aoi.shp") == [tmp_path / "aoi.shp", tmp_path / "aoi.prj"]
+    before = identify_with(tmp_path / "aoi.shp")
+    (tmp_path / "aoi.prj").write_text("two")
+    assert identify_with(tmp_path / "aoi.shp")["sources"] != before["sources"]
 
 
 def test_what_a_virtual_raster_names_counts_however_deep(tmp_path):
@@ -83,22 +109,22 @@ def test_what_a_virtual_raster_names_counts_however_deep(tmp_path):
 def test_the_weights_of_a_graph_count(tmp_path):
     path, weights = tmp_path / "net.xml", tmp_path / "net.bin"
     path.write_text("<net/>")
-    assert "sources" not in identify_graph(path)
+    assert "sources" not in identify_with(path)
     weights.write_bytes(b"12")
-    before = identify_graph(path)
+    before = identify_with(path)
     weights.write_bytes(b"34")
-    after = identify_graph(path)
+    after = identify_with(path)
     assert (after["sha256"], after["sources"]["bytes"]) == (before["sha256"], 2)
     assert after["sources"] != before["sources"]
     (tmp_path / "net.onnx").write_text("x")
-    assert "sources" not in identify_graph(tmp_path / "net.onnx")
+    assert "sources" not in identify_with(tmp_path / "net.onnx")
 
 
 def test_of_what_lies_in_an_archive_nothing_tells(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(image(tmp_path / "a.tif", 1), "a.tif")
     name = f"/vsizip/{tmp_path}/a.zip/a.tif"
-    assert identify(name) == {"path": name, "bytes": None, "sha256": None}
+    assert identify(name) == {"path": name, "bytes": None, "sha256": None, "read_as": None}
     assert identify(vrt(tmp_path / "a.vrt", name, 0))["sources"]["sha256"] is None
     assert not is_known(identify(name))
     assert asked(name) == asked(name) != asked(tmp_path / "a.tif")
