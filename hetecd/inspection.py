@@ -27,6 +27,7 @@ from hetecd.modality import FOREIGN, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands, day_of
+from hetecd.stream import check_tile
 from hetecd.tiles import Window, spread, starts
 
 SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
@@ -86,6 +87,7 @@ def inspect_pair(
             with _noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)
+                check_tile(tile_px)
                 rows, cols = (starts(size, tile_px, overlap_px) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)
                 _check_pixel_size(report["grid"]["pixel_m"], info, problems)
@@ -103,8 +105,8 @@ def _noting(problems: Problems) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        found, _, remedy = str(error).rpartition("; ")
-        _note(problems, found, remedy, fatal=True)
+        found, mark, remedy = str(error).rpartition("; ")
+        _note(problems, found if mark else remedy, remedy if mark else "", fatal=True)
 
 
 def _note(problems: Problems, found: str, remedy: str, fatal: bool = False) -> None:
@@ -124,8 +126,9 @@ def _side(
     with _noting(problems):
         for one in image.granules:
             check_numbers(one.dataset, numbers, one.path)
-    if problems and max(numbers) > dataset.count:
-        numbers = data_bands(dataset)[:3]
+    fewest = min((one.dataset for one in image.granules), key=lambda one: one.count)
+    if problems and max(numbers) > fewest.count:
+        numbers = data_bands(fewest)[:3]
     image = replace(image, numbers=numbers)
     own = choose_grid([one.place for one in image.granules], image.path, GridChoice()).grid
     sample = _sample(image.on(stack, own), spread(own.shape, SAMPLE, SAMPLE_PX))
@@ -393,7 +396,8 @@ def in_words(report: dict[str, Any]) -> str:
             )
             lines.append(f"  shift     {found if known else 'unknown'}; {shift['note']}")
     for problem in report["problems"]:
-        lines.append(f"{'error' if problem['fatal'] else 'warning'}: {problem['found']}; {problem['remedy']}")
+        text = "; ".join(filter(None, (problem["found"], problem["remedy"])))
+        lines.append(f"{'error' if problem['fatal'] else 'warning'}: {text}")
     lines.append("hetecd predict would work" if report["usable"] else "hetecd predict would fail")
     return "\n".join(lines)
 

@@ -126,6 +126,8 @@ def predict_scene(
     out_dir = Path(out_dir)
     outputs = _outputs(out_dir, polygons)
     outdated = {out_dir / name for name in ("report.html", *(f"change{suffix}" for suffix in DRIVERS))} - {*outputs}
+    # Maps in a folder of granules would be taken for granules the next time.
+    _keep_inputs([path for path in (pair.optical_path, pair.sar_path) if os.path.isdir(path)], [out_dir])
     _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], [*outputs, *outdated])
     settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
@@ -143,7 +145,7 @@ def predict_scene(
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)
                 publish(staged, out_dir, durable=True)
-            _remove_outdated(outdated)
+        _remove_outdated(outdated)  # also what a run left that was killed before it came to that
     return _summary(found, outputs, tally, started)
 
 
@@ -245,7 +247,8 @@ def _finish(
     if not work.valid_pixels:
         raise InputError(
             f"{pair.optical_path} and {pair.sar_path}: found no pixel that is valid in both, expected some; "
-            "check that both show the same place and what their nodata values are"
+            "check that both show the same place, what their nodata values are, and that an area of interest holds the "
+            "middle of a pixel"
         )
     change, probability = work.parts("change"), work.parts("probability")
     labels = tags(description)
@@ -318,7 +321,10 @@ def predict_folder(
     tally, pixels, valid_pixels, changed_pixels, outputs = Tally(), 0, 0, 0, []
     for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
         with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
-            rows = list(probability_rows(pair, predictor, tile_px, overlap_px, batch, tally=tally))
+            # One that fits into a window is seen as the network sees it: by itself.
+            whole = max(pair.grid.shape) <= tile_px
+            compute, see = (predictor, None) if whole else seen_by(predictor, pair.grid.shape, pair.read)
+            rows = list(probability_rows(pair, compute, tile_px, overlap_px, batch, tally=tally, see=see))
             probability = np.concatenate(rows)
             change, valid, changed = _classify(probability, threshold, changed=255, invalid=TILE_INVALID)
             pixels += probability.size

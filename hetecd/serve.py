@@ -70,7 +70,7 @@ def serve(
         sockets[0].listen()  # who reads the line below may come at once
         log.info("serving %s at http://%s:%d (Ctrl-C ends)", gallery.root, host, sockets[0].getsockname()[1])
         uvicorn.Server(config).run(sockets)
-    except SystemExit as error:  # how uvicorn says that it cannot listen
+    except (SystemExit, OverflowError) as error:  # how uvicorn says that it cannot listen
         raise InputError(f"serve: cannot listen on {host}:{port}; choose another --port or --host") from error
     finally:
         jobs.close()

@@ -48,6 +48,12 @@ class Batch:
     next_row: int
 
 
+def check_tile(tile_px: int) -> None:
+    """InputError unless a network can see a window of this edge."""
+    if tile_px < MIN_PX:
+        raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}; give larger windows")
+
+
 def probability_rows(
     pair: Pair,
     predictor: Predictor,
@@ -77,8 +83,7 @@ def probability_rows(
         InputError: an argument is out of range, a file is damaged, or the predictor gives something other than
             probabilities.
     """
-    if tile_px < MIN_PX:
-        raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}")
+    check_tile(tile_px)
     if batch < 1:
         raise InputError(f"batch: found {batch}, expected at least 1")
     part = part or Window(0, 0, *pair.grid.shape)

@@ -247,6 +247,21 @@ def test_masks_alpha_and_granules(good, tmp_path):
     assert report["after"]["invalid"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_granules_of_unlike_bands(good, tmp_path):
+    folder = tmp_path / "granules"
+    folder.mkdir()
+    for name, count, first in (("a", 3, 0), ("b", 1, 130)):
+        grid = Grid(OPTICAL.crs, OPTICAL.transform @ Affine.translation(first, 0), OPTICAL.height, 130)
+        save(folder / f"{name}.tif", grid, COLOURS[:count, :, first : first + 130])
+    problem(look(folder, good[1]), "b.tif: found 1 band, expected bands [1, 2, 3]", fatal=True)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_windows_that_cannot_be(good, tile):
+    report = inspect_pair(*good, "optical", INFO, GridChoice(), tile, 0)
+    problem(report, f"tile_px: found {tile}, expected at least 32", fatal=True)
+
+
 def test_the_command(good, tmp_path, capsys):
     """Weights that come along: three 8-bit bands and one."""
     words = ["inspect", *map(str, good)]

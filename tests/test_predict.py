@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 from hetecd.errors import InputError, OutputError
 from hetecd.folders import TileFiles
 from hetecd.grids import GridChoice
-from hetecd.modality import uint8_modality
+from hetecd.modality import Scaled, standardised, uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_folder, predict_scene
 from hetecd.raster import Grid, open_raster, read_raster, to_float32, write_raster
@@ -201,6 +201,23 @@ def test_folder_of_tiles(tmp_path):
         predict_folder([], pointwise, tmp_path / "out", three, ONE)
 
 
+def test_tiles_larger_than_a_window_show_no_seams(tmp_path):
+    """Bands that are standardised window by window would."""
+    (tile,) = tile_folder(tmp_path, [(200, 180)])
+    three = uint8_modality((1, 2, 3))
+
+    def standardising(optical, _):
+        bands = optical if optical.shape[1] == 6 else standardised(optical)
+        return 1 / (1 + np.exp(-bands[:, 3]))
+
+    levels = []
+    for tile_px in (96, 128):
+        seen = Scaled(standardising, three, ONE, standardises=True)
+        predict_folder([tile], seen, tmp_path / "out", three, ONE, tile_px=tile_px, overlap_px=32)
+        levels.append(read_raster(tmp_path / "out" / "probability" / f"{tile.name}.png").array.astype(int))
+    assert np.abs(levels[0] - levels[1]).max() <= 1
+
+
 def one_line(error):
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -276,7 +293,7 @@ def test_disk_full(files, tmp_path, limit):
     script = """
         import resource, sys
         from hetecd.errors import OutputError
-        from hetecd.modality import uint8_modality
+        from hetecd.modality import Scaled, standardised, uint8_modality
         from hetecd.pair import open_pair
         from hetecd.predict import predict_scene
         one, limit = uint8_modality((1,)), int(sys.argv[4])
@@ -349,6 +366,27 @@ def test_a_finished_map_has_its_summary_last(pair, tmp_path):
     with pytest.raises(OutputError, match=r"summary.json"):
         predict_scene(pair, pointwise, tmp_path)
     assert {*OUTPUTS} - {*os.listdir(tmp_path)} == set()
+
+
+def test_what_a_killed_run_left_to_remove_goes_with_the_next(pair, tmp_path):
+    weights = {"name": "n", "path": "n", "bytes": 1, "sha256": "known", "scores": None}
+    predict_scene(pair, pointwise, tmp_path, about=About(weights))
+    (tmp_path / "report.html").write_text("about an older map")
+    summary = predict_scene(pair, pointwise, tmp_path, about=About(weights))
+    assert summary.windows == 0  # it was finished
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_of_granules_is_no_place_for_a_map(files, tmp_path):
+    folder = tmp_path / "granules"
+    folder.mkdir()
+    files[1].rename(folder / "sar.tif")
+    with (
+        open_pair(files[0], folder, "optical", TWO, ONE) as pair,
+        pytest.raises(InputError, match="granules: found an input there"),
+    ):
+        predict_scene(pair, pointwise, folder)
+    assert os.listdir(folder) == ["sar.tif"]
 
 
 @pytest.mark.parametrize("out", ["A", "B", "label", "link", "A/../B"])

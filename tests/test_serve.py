@@ -220,3 +220,5 @@ def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(mapped: Path) -> 
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", str(tmp_path / "nowhere")]) == 1
     assert "found no such folder" in capsys.readouterr().err
+    assert cli.main(["serve", str(tmp_path), "--port", "70000"]) == 1
+    assert "cannot listen on 127.0.0.1:70000" in capsys.readouterr().err
