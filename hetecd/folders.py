@@ -134,6 +134,11 @@ def _listed(listing: Path) -> set[str]:
     return {path.stem if path.suffix.lower() in EXTENSIONS else path.name for path in lines}
 
 
+def has_split(root: Path | str, split: str) -> bool:
+    """Whether a data folder has a split of this name, with labels or without."""
+    return _locate(Path(root), split, labels=False) is not None
+
+
 def split_tiles(root: Path | str, config: TrainConfig) -> tuple[list[TileFiles], list[TileFiles], str]:
     """Training and validation tiles: the val split where there is one, else blocks held out of the training split.
 
@@ -145,7 +150,7 @@ def split_tiles(root: Path | str, config: TrainConfig) -> tuple[list[TileFiles],
     train = find_tiles(root, "train")
     if config.val_fraction == 0:
         return train, [], f"validation: none (val_fraction 0), all {len(train)} training tiles are trained on"
-    if _locate(Path(root), "val", labels=False) is not None:
+    if has_split(root, "val"):
         val = find_tiles(root, "val")
         return train, val, f"validation: the val split of {root}, {len(val)} tiles ({len(train)} for training)"
     rest, val = hold_out_blocks(train, config.val_fraction, config.seed)

@@ -125,7 +125,7 @@ def _percent(value: float, digits: int = 2) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{100 * value:+.2f}".replace("-", "−")
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def _by_tile(scored: Shown) -> str:
 
 def _settings(runs: Sequence[Run]) -> str:
     def table(named: dict[str, list[Any]]) -> str:
-        rows = [[key, *(escape("–" if value is None else str(value)) for value in values)]
+        rows = [[escape(key), *(escape("–" if value is None else str(value)) for value in values)]
                 for key, values in named.items()]  # fmt: skip
         return _table(["setting", *(escape(run.name) for run in runs)], rows)
 

@@ -14,6 +14,7 @@ from hetecd.config import TrainConfig
 from hetecd.data import Tile, TileDataset, find_tiles, split_tiles
 from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles
+from hetecd.folders import TileFiles, has_split
 from hetecd.info import ModelInfo, from_metadata
 from hetecd.metrics import BINS, Calibration, Confusion, calibration, confusion
 from hetecd.modality import Floats, Predictor
@@ -162,10 +163,10 @@ def score_runs(
         batch: tiles predicted at a time.
 
     Raises:
-        InputError: there is no such split.
+        InputError: there is no such split, nor did the first training hold tiles out.
     """
     info = next((run.info for run in runs if run.info), ModelInfo())
-    files = split_tiles(data, _config(info))[1] if split == "val" else find_tiles(data, split)
+    files = _held_out(data, _config(info)) if split == "val" else find_tiles(data, split)
     done = []
     for run in runs:
         try:
@@ -173,6 +174,8 @@ def score_runs(
             config = _config(info)
             tiles = TileDataset(files, config, info.optical, info.sar, cache_bytes=0)
             scored = _score(predictor, tiles, info.threshold, batch, run.name)
+            if not scored.pooled.total:
+                raise InputError(f"{data}: found no pixel that counts in split '{split}'; check nodata and labels")
         except (InputError, CheckpointError) as error:
             done.append(run.lacking(error))
             continue
@@ -182,6 +185,17 @@ def score_runs(
         if learned:
             done[-1] = done[-1].lacking(f"{learned} of the {len(files)} tiles scored are among its training tiles")
     return done
+
+
+def _held_out(data: Path | str, config: TrainConfig) -> list[TileFiles]:
+    """The val split, even where the training did without validation; else what the training held out."""
+    files = find_tiles(data, "val") if has_split(data, "val") else split_tiles(data, config)[1]
+    if not files:
+        raise InputError(
+            f"{data}: found no val split, and this training held no tiles out (val_fraction 0); name another with "
+            "--split"
+        )
+    return files
 
 
 def _config(info: ModelInfo) -> TrainConfig:
@@ -204,13 +218,16 @@ def _score(predictor: Predictor, tiles: TileDataset, threshold: float, batch: in
 def gain(ours: Scored, other: Scored, seed: int = 0) -> tuple[float, float, float]:
     """How much higher our IoU is on the same tiles, and the 95 % interval of that, from drawing tiles anew.
 
-    Neighbouring tiles count as independent, which they are not: the true interval is wider.
+    Neighbouring tiles count as independent, which they are not: the true interval is wider. NaN where nothing changed
+    in labels and maps.
     """
     counts = np.array([[(c.tp, c.fp + c.fn) for c in scored.confusions] for scored in (ours, other)])  # (2, N, 2)
     drawn = np.random.default_rng(seed).integers(counts.shape[1], size=(DRAWS, counts.shape[1]))
     with np.errstate(invalid="ignore"):
         iou = [(part := c[drawn].sum(1))[:, 0] / part.sum(1) for c in counts]
-    low, high = np.nanpercentile(iou[0] - iou[1], (2.5, 97.5)).tolist()
+    apart = iou[0] - iou[1]
+    apart = apart[np.isfinite(apart)]
+    low, high = np.percentile(apart, (2.5, 97.5)).tolist() if apart.size else (math.nan, math.nan)
     return ours.pooled.scores()["iou"] - other.pooled.scores()["iou"], low, high
 
 

@@ -27,7 +27,7 @@ def runs(decided: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         (root / name / "log.csv").write_text(LOG)
         info = dataclasses.replace(
-            net.info, recipe={"lr": lr, "seed": 3}, threshold=threshold, scores={"iou": 0.2, "epoch": 0}
+            net.info, recipe={"lr": lr, "seed": 3, "<img>": 1}, threshold=threshold, scores={"iou": 0.2, "epoch": 0}
         )
         save(root / name / "best.safetensors", net, info)
     return root
@@ -52,6 +52,7 @@ def test_the_report_of_a_training(runs: Path, tiles: Path, tmp_path: Path) -> No
     assert ">lr</td><td class=number>0.1</td><td class=number>0.2</td>" in text
     assert ">seed</td>" not in text.split("<details>")[0]
     assert "<other>" not in text
+    assert "<img>" not in text
     assert text.count("<svg ") == 7
     assert text.count("<img ") == 6 * 6  # tiles x (optical, SAR, label, probability, errors of both)
     assert f">{wanted['tp'] + 0:,}<" in text or text.count('class="bar"') == 8

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetecd.data import TileDataset
+from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import InputError
 from hetecd.evaluate import score, telling
 from hetecd.info import ModelInfo
-from hetecd.metrics import BINS, calibration, confusion
+from hetecd.metrics import BINS, Confusion, calibration, confusion
 from hetecd.modality import Predictor
-from hetecd.runs import FINE_BINS, Scored, differing, gain, previous_run, read_run, score_runs
+from hetecd.raster import Grid, write_raster
+from hetecd.runs import FINE_BINS, Run, Scored, differing, gain, previous_run, read_run, score_runs
 from hetecd.weights import load, predictor, save
 
 LOG = (
@@ -159,3 +160,45 @@ def test_telling_tiles(scores: list[float], each: int) -> None:
         assert (found[0], found[-1]) == (max(real), min(real))
     else:
         assert chosen == []
+
+
+def _save(folder: Path, decided: Path, **recipe: object) -> Run:
+    """A training of these settings that left its weights alone."""
+    net = load(decided)
+    assert net.info is not None
+    folder.mkdir()
+    save(folder / "best.safetensors", net, dataclasses.replace(net.info, recipe=recipe))
+    return read_run(folder)
+
+
+def test_a_training_without_validation_is_scored_on_a_val_split(decided: Path, tiles: Path, tmp_path: Path) -> None:
+    whole = _save(tmp_path / "whole", decided, val_fraction=0.0)
+    with pytest.raises(InputError, match=r"found no val split, and this training held no tiles out .* with --split"):
+        score_runs([whole], open_predictor, tiles)
+    for split, folder in (("train", "train"), ("val", "test")):
+        (tmp_path / split).symlink_to(tiles / folder)
+    (found,) = score_runs([whole], open_predictor, tmp_path)
+    assert found.scored is not None
+    assert len(found.scored.confusions) == 8
+
+
+def test_nothing_to_score_is_said(decided: Path, tiles: Path, tmp_path: Path) -> None:
+    ignoring = _save(tmp_path / "run", decided, ignore_255=True)
+    (tmp_path / "test" / "label").mkdir(parents=True)
+    for files in find_tiles(tiles, "test"):
+        for path in (files.before, files.after):
+            (tmp_path / "test" / path.parent.name).mkdir(exist_ok=True)
+            (tmp_path / "test" / path.parent.name / path.name).symlink_to(path)
+        nothing = np.full((64, 64), 255, np.uint8)
+        write_raster(tmp_path / "test" / "label" / files.before.name, nothing, Grid(None, None, 64, 64))
+    (found,) = score_runs([ignoring], open_predictor, tmp_path, "test")
+    assert found.scored is None
+    assert "found no pixel that counts in split 'test'" in found.problems[-1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_gain_where_nothing_changed(run: Path, tiles: Path) -> None:
+    (found,) = score_runs([read_run(run)], open_predictor, tiles, "test")
+    assert found.scored is not None
+    quiet = dataclasses.replace(found.scored, confusions=(Confusion(tn=9),) * 8)
+    assert np.isnan(gain(quiet, quiet)).all()
