@@ -140,7 +140,7 @@ def _finish(
     Raises:
         ConfigError: it is there, but with other settings.
     """
-    overrides = {**fold.settings, **({"epochs": epochs} if epochs else {})}
+    overrides = {**fold.settings, **({} if epochs is None else {"epochs": epochs})}
     model, config = row_configs(row, seed, overrides)
     settings = json.loads(
         json.dumps(

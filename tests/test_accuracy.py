@@ -181,6 +181,8 @@ def test_finished_trainings_are_not_repeated(finished: Path, tiles: Path, rows_f
     problems = run("blocks", rows[:1], [0], finished, tiles, SMALL, epochs=2)
     assert len(problems) == 1
     assert "other settings (epochs)" in problems[0]
+    (problem,) = run("blocks", rows[:1], [0], finished, tiles, SMALL, epochs=0)
+    assert "epochs: found 0" in problem
 
 
 def test_results_from_before_a_setting_existed_count(
