@@ -52,7 +52,7 @@ class Graph(nn.Module):
 
         Where the network standardises, Co and Cs are those of the images with their standardised bands.
         """
-        H, W = optical.shape[-2:]
+        H, W = optical.shape[-2], sar.shape[-1]  # both, as a trace leaves out an image that nothing is asked of
         # As the network does it, but always: a trace knows no `if`.
         pad = (0, -W % STRIDE_PX, 0, -H % STRIDE_PX)
         optical, sar = (F.pad(image, pad, mode="reflect") for image in self.net.prepare(optical, sar))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hetecd import cli, export
-from hetecd.config import checked, configs, read_recipe
+from hetecd.config import Modalities, checked, configs, read_recipe
 from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
 from hetecd.modality import Floats
@@ -73,6 +73,18 @@ def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_pa
     images = tuple(torch.rand(1, 2 * n, 64, 64).numpy() for n in (4, 1))
     apart = open_graph(tmp_path / "default.xml")[0].compute(*images) - predictor(load(checkpoint)).compute(*images)
     assert np.abs(apart).max() < 1e-4
+
+
+@pytest.mark.parametrize(("modalities", "name"), [("optical", "a.onnx"), ("optical", "a.xml"), ("sar", "a.onnx")])
+def test_a_control_that_sees_one_date_can_be_exported(
+    modalities: Modalities, name: str, decided: Path, tmp_path: Path
+) -> None:
+    net = load(decided)
+    assert net.info is not None
+    net.config = dataclasses.replace(net.config, modalities=modalities)
+    save(tmp_path / "control.safetensors", net, dataclasses.replace(net.info, model=net.config))
+    # Compares, ONNX in both runtimes, and refuses what differs.
+    export_file(tmp_path / "control.safetensors", tmp_path / name, "onnx" if name == "a.onnx" else "openvino")
 
 
 def test_lower_precision_makes_smaller_files(graphs: Graphs) -> None:
