@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from hetecd.config import IGNORE, Role, TrainConfig
 from hetecd.errors import ConfigError, InputError, some
 from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
-from hetecd.modality import Floats, Modality, fit_modality, uint8_modality
+from hetecd.modality import MIN_PX, Floats, Modality, fit_modality, uint8_modality
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
 
 __all__ = [
@@ -255,6 +255,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.has_change = check_labels(files, config.ignore_255)
         self.files = list(files)
         self.config, self.optical, self.sar, self.augment = config, optical, sar, augment
+        self._varied = _of_contracts(config, optical, sar)
         in_db = sar.db or sar.unit.lower() == "db"
         self._sar_span_db = tuple(hi - lo for lo, hi in zip(sar.low, sar.high, strict=True)) if in_db else ()
         self._cache: dict[int, _Decoded] = {}
@@ -289,7 +290,8 @@ class TileDataset(Dataset[dict[str, Any]]):
         item = self._tensors(decoded.crop(name, rows, cols))
         if config.tile_px:
             item = _pad(item, config.tile_px, config.tile_px)
-        optical, sar, label = self.augment(item["optical"], item["sar"], item["label"], config, rng, self._sar_span_db)
+        images = item["optical"], item["sar"], item["label"]
+        optical, sar, label = self.augment(*images, self._varied, rng, self._sar_span_db)
         return {"optical": optical, "sar": sar, "label": label, "index": index}
 
     def tile(self, index: int) -> Tile:
@@ -300,7 +302,14 @@ class TileDataset(Dataset[dict[str, Any]]):
         decoded = self._cache.get(index)
         if decoded is None:
             config = self.config
-            decoded = _decode(self.files[index], config.before_is, self.optical, self.sar, config.ignore_255)
+            files = self.files[index]
+            decoded = _decode(files, config.before_is, self.optical, self.sar, config.ignore_255)
+            if min(decoded.label.shape) < MIN_PX and not (self.augment and config.tile_px):  # which pads
+                height, width = decoded.label.shape
+                raise InputError(
+                    f"{files.before}: found {height} x {width} pixels, expected at least {MIN_PX} x {MIN_PX}; leave "
+                    "such tiles out"
+                )
             if decoded.nbytes <= self._cache_left:
                 self._cache_left -= decoded.nbytes
                 self._cache[index] = decoded
@@ -312,6 +321,15 @@ class TileDataset(Dataset[dict[str, Any]]):
             "sar": torch.from_numpy(self.sar.normalise(tile.sar)),
             "label": torch.from_numpy(tile.label),
         }
+
+
+def _of_contracts(config: TrainConfig, optical: Modality, sar: Modality) -> TrainConfig:
+    """The settings for augmentation: bands and range are those of the weights to start from, if there are some."""
+    config = replace(config, sar_bands=sar.bands)
+    if not config.start_from:
+        return config
+    eight_bits = all({*m.low} == {0.0} and {*m.high} == {255.0} for m in (optical, sar))
+    return replace(config, normalise="uint8" if eight_bits else "percentile")
 
 
 def _cut(edge_px: int, tile_px: int, rng: torch.Generator) -> slice:

@@ -166,7 +166,7 @@ def test_255_declared_as_nodata_needs_a_1_to_be_understood(tmp_path: Path) -> No
     # Another tile of the split tells that 1 is the spelling.
     files = [doubtful, plain]
     assert check_labels(files)
-    assert (TileDataset(files, TrainConfig(), GREY, GREY).tile(0).label != 1).all()
+    assert (TileDataset(files, TrainConfig(tile_px=32), GREY, GREY, augment).tile(0).label != 1).all()
     assert not check_labels([doubtful], ignore_255=True)
 
 
@@ -302,6 +302,25 @@ def test_items_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     assert not torch.equal(first["optical"], other_seed[(1, 2)]["optical"])
     twice = TileDataset([files[0], files[0]], config, RGB, GREY, augment)
     assert not torch.equal(twice[(0, 0)]["optical"], twice[(0, 1)]["optical"])
+
+
+def test_variants_follow_the_contracts_of_the_weights_to_start_from(tmp_path: Path) -> None:
+    files = make_split(tmp_path, 1)
+    config = TrainConfig(start_from="x", optical_jitter=0.9, sar_jitter=0.9)
+    copies, wider = (Modality((1, 1, 1), (0.0,) * 3, (high,) * 3) for high in (255.0, 200.0))
+    item = TileDataset(files, config, RGB, copies, augment)[(0, 0)]
+    assert torch.equal(item["sar"][0], item["sar"][2])  # one speckle
+    assert max(item["optical"].max(), item["sar"].max()) <= 1  # pixel / 255 has no more
+    assert TileDataset(files, config, RGB, wider, augment)[(0, 0)]["sar"].max() > 1
+    assert TileDataset(files, replace(config, start_from=""), RGB, copies, augment)[(0, 0)]["sar"].max() > 1
+
+
+def test_tiles_below_the_smallest_a_network_reads_train_where_they_are_padded(tmp_path: Path) -> None:
+    files = make_split(tmp_path, 1, edge=20)
+    assert TileDataset(files, TrainConfig(tile_px=32), RGB, GREY, augment)[(0, 0)]["label"].shape == (32, 32)
+    for data in (TileDataset(files, TrainConfig(tile_px=32), RGB, GREY), TileDataset(files, TrainConfig(), RGB, GREY)):
+        with pytest.raises(InputError, match=r"A.00\.png: found 20 x 20 pixels, expected at least 32 x 32"):
+            data[(0, 0)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
