@@ -26,6 +26,7 @@ from hetecd.preview import NODATA, picture
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
 HIT, MISS, FALSE_ALARM, QUIET = (255, 255, 255), (86, 180, 233), (230, 159, 0), (0, 0, 0)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+PLAIN: Any = {"text.parse_math": False}  # a name with two dollars is no formula
 VERDICT = "white hit, blue missed,\norange false alarm"  # title of what :func:`verdict` gives
 
 
@@ -67,6 +68,7 @@ def iou(prob: Floats, label: NDArray[np.uint8], threshold: float) -> str:
     return "–" if np.isnan(value) else f"{100 * value:.0f} %"
 
 
+@mpl.rc_context(PLAIN)
 def image_sheet(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Sequence[str], path: Path) -> None:
     """Write a PNG of images in rows and columns, both with titles.
 
@@ -88,6 +90,7 @@ def image_sheet(rows: Sequence[tuple[str, Sequence[NDArray[Any]]]], columns: Seq
     save_figure(figure, path)
 
 
+@mpl.rc_context(PLAIN)
 def density_figure(
     curves: Mapping[str, Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]]], path: Path, title: str
 ) -> None:
@@ -144,7 +147,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, sq
         square: both axes run from 0 to 1 at the same scale.
     """
     # The salt keeps the ids of several charts in one page apart and the same in every run.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with mpl.rc_context(PLAIN | {"svg.fonttype": "none", "svg.hashsalt": title}):
         figure = Figure(figsize=(4.2, 4.0 if square else 2.9), layout="constrained")
         axis = figure.subplots()
         for line in lines:

@@ -82,6 +82,22 @@ def test_order_of_tiles_and_probabilities(tiles: Path) -> None:
         np.testing.assert_allclose(prob, dark_is_change(tile.optical[None], tile.sar[None])[0])
 
 
+def test_a_name_with_two_dollars_is_no_formula(tmp_path: Path) -> None:
+    for folder, bands in (("A", 4), ("B", 1), ("label", 1)):
+        image = np.zeros((bands, 40, 40), np.uint16)
+        write_raster(tmp_path / "test" / folder / "a$_$b.tif", image, Grid(None, None, 40, 40))
+    score(dark_is_change, INFO, tmp_path, out=tmp_path / "out")
+    assert (tmp_path / "out" / "tiles.png").is_file()
+
+
+def test_a_tile_that_is_too_small_is_named(tmp_path: Path) -> None:
+    for folder, bands in (("A", 4), ("B", 1), ("label", 1)):
+        image = np.zeros((bands, 31, 40), np.uint16)
+        write_raster(tmp_path / "test" / folder / "x.tif", image, Grid(None, None, 31, 40))
+    with pytest.raises(InputError, match=r"A/x\.tif: found 31 x 40 pixels, expected at least 32 x 32"):
+        score(dark_is_change, INFO, tmp_path)
+
+
 def test_a_split_without_any_pixel_that_counts(tmp_path: Path) -> None:
     for folder, bands in (("A", 4), ("B", 1), ("label", 1)):
         image = np.zeros((bands, 40, 40), np.uint16)

@@ -112,6 +112,7 @@ def test_the_verbs(runs: Path, tiles: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_chart_is_svg_with_real_text() -> None:
+    assert "a$_$b" in line_chart("a$_$b", [Line("$_$", [1, 2], [1, 2])], "$_$", "loss")
     chart = line_chart("A & B", [Line("<name>", [1, 2, 3], [1.0, float("nan"), 2.0])], "epoch", "loss")
     root = ElementTree.fromstring(chart)
     words = {element.text for element in root.iter() if element.text and element.text.strip()}
