@@ -218,6 +218,8 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
+        if kind == "meta":
+            raise RuntimeError("it holds no numbers")
         model = copy.deepcopy(model).eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
