@@ -254,6 +254,8 @@ def write_tiles(
     """
     if not 32 <= tile_px <= scene_px:
         raise InputError(f"tile_px: found {tile_px}, expected 32 to the edge of the scene ({scene_px})")
+    for seed in seeds:
+        _check(seed, scene_px, scene_px, kind or "flood", looks, jitter_px)
     folders = [Path(root) / split / name for name in ("A", "B", "label")]
     for folder in folders:
         with writing(folder):  # before the scenes are made, which takes longer
