@@ -24,7 +24,7 @@ from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles
 from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
-from hetecd.weights import load, predictor, save
+from hetecd.weights import check_name, load, predictor, save
 
 BINS = 560
 EDGES = np.linspace(-14.0, 14.0, BINS + 1)  # of logits, 0.05 apart
@@ -58,12 +58,13 @@ def calibrate_file(checkpoint: Path | str, data: Path | str, split: str, out: Pa
     """Write a checkpoint whose probabilities and threshold suit the labelled tiles of a split.
 
     Raises:
-        CheckpointError: ``checkpoint`` is none.
+        CheckpointError: ``checkpoint`` is none, or ``out`` no name for one.
         InputError: the split cannot be read, or has no unchanged or no changed pixel.
         OutputError: ``out`` cannot be written.
     """
     model = load(checkpoint)
     info = model.info
+    check_name(out)
     assert info is not None
     config = TrainConfig(before_is=info.before_is, ignore_255=bool(info.recipe.get("ignore_255", False)))
     return calibrate_to(out, model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
@@ -76,11 +77,12 @@ def calibrate_like(checkpoint: Path | str, example: Path | str, out: Path | str)
         What the new file says about itself.
 
     Raises:
-        CheckpointError: one of the two is none, or ``checkpoint`` is calibrated already.
+        CheckpointError: one of the two is none, ``checkpoint`` is calibrated already, or ``out`` no name for one.
         OutputError: ``out`` cannot be written.
     """
     model, other = load(checkpoint), load(example).info
     assert model.info is not None
+    check_name(out)
     assert other is not None
     if model.info.calibration != (1.0, 0.0):
         raise CheckpointError(f"{checkpoint}: found calibrated weights, expected those of a training; take these")

@@ -25,7 +25,7 @@ from hetecd.errors import CheckpointError
 from hetecd.info import ModelInfo
 from hetecd.modality import uint8_modality
 from hetecd.model import HeteCD
-from hetecd.weights import FORMAT, empty, fill, load, read_tensors, save, save_encoder
+from hetecd.weights import FORMAT, check_name, empty, fill, load, read_tensors, save, save_encoder
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ def convert_file(path: Path | str, out: Path | str, half: bool = False) -> str:
         CheckpointError: unreadable or unknown, or tensors missing, extra or of another shape (all are named).
         OutputError: ``out`` cannot be written.
     """
-    if Path(out).suffix != ".safetensors":
-        raise CheckpointError(f"{out}: expected a name that ends in .safetensors")
+    check_name(out)
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
         raise CheckpointError(f"{out}: is the input; choose another name")
     if Path(path).suffix == ".safetensors" and read_tensors(path)[1].get("format") == FORMAT:

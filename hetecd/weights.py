@@ -47,6 +47,12 @@ def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -
     save_tensors(path, tensors, to_metadata(info))
 
 
+def check_name(path: Path | str) -> None:
+    """Raise CheckpointError unless a name is one for a file of ours: by its ending it is opened."""
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"{path}: expected a name that ends in .safetensors")
+
+
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors and metadata as safetensors, first under a temporary name.
 
