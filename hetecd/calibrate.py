@@ -26,10 +26,12 @@ from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
 from hetecd.weights import check_name, load, predictor, save
 
-BINS = 560
-EDGES = np.linspace(-14.0, 14.0, BINS + 1)  # of logits, 0.05 apart
+LIMIT = 14.0  # of logits
+BINS = 1 << 17
+EDGES = np.linspace(-LIMIT, LIMIT, BINS + 1)  # 0.0002 apart: the logits of a weak network all lie within 0.05
 CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 NEWTON_STEPS = 50
+LEAST_SLOPE = 0.05
 PRIOR = 1e-4  # pull towards slope 1 and offset 0, per pixel: where the classes separate, nothing else ends the slope
 
 
@@ -62,9 +64,9 @@ def calibrate_file(checkpoint: Path | str, data: Path | str, split: str, out: Pa
         InputError: the split cannot be read, or has no unchanged or no changed pixel.
         OutputError: ``out`` cannot be written.
     """
+    check_name(out)
     model = load(checkpoint)
     info = model.info
-    check_name(out)
     assert info is not None
     config = TrainConfig(before_is=info.before_is, ignore_255=bool(info.recipe.get("ignore_255", False)))
     return calibrate_to(out, model, TileDataset(find_tiles(data, split), config, info.optical, info.sar))
@@ -80,9 +82,9 @@ def calibrate_like(checkpoint: Path | str, example: Path | str, out: Path | str)
         CheckpointError: one of the two is none, ``checkpoint`` is calibrated already, or ``out`` no name for one.
         OutputError: ``out`` cannot be written.
     """
+    check_name(out)
     model, other = load(checkpoint), load(example).info
     assert model.info is not None
-    check_name(out)
     assert other is not None
     if model.info.calibration != (1.0, 0.0):
         raise CheckpointError(f"{checkpoint}: found calibrated weights, expected those of a training; take these")
@@ -117,7 +119,8 @@ def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD
     counts = np.zeros((2, BINS))
     for tile, prob in predict_tiles(predictor(model, "cpu"), tiles, batch):
         for value in (0, 1):
-            counts[value] += np.histogram(_logit(prob[tile.label == value]), EDGES)[0]
+            places = (_logit(prob[tile.label == value]) + LIMIT) * (BINS / (2 * LIMIT))
+            counts[value] += np.bincount(places.astype(np.int64), minlength=BINS)
     if not counts.sum(1).all():
         raise InputError("calibrate: found no unchanged or no changed pixel, expected both; take more or other tiles")
     slope, offset = platt(counts)
@@ -139,21 +142,29 @@ def platt(counts: NDArray[np.float64]) -> tuple[float, float]:
     Args:
         counts: (2, BINS) unchanged and changed pixels by logit, at :data:`CENTRES`.
     """
-    x = np.stack([CENTRES, np.ones(BINS)])
-    start = np.array([1.0, 0.0])
-    theta = start
+    slope, offset = _newton(counts, 1.0, [0, 1])
+    # Labels that contradict the map would turn it round; that is not for a calibration to do.
+    return (slope, offset) if slope >= LEAST_SLOPE else _newton(counts, LEAST_SLOPE, [1])
+
+
+def _newton(counts: NDArray[np.float64], slope: float, free: list[int]) -> tuple[float, float]:
+    """Slope, from that given, and offset; ``free`` are the places of those that may move."""
+    filled = counts.any(0)
+    counts = counts[:, filled]
+    x = np.stack([CENTRES[filled], np.ones(filled.sum())])
+    start = np.array([slope, 0.0])
+    theta = start.copy()
     total = counts.sum(0)
     prior = PRIOR * total.sum()
     for _ in range(NEWTON_STEPS):
         p = 1 / (1 + np.exp(-theta @ x))
         gradient = x @ (counts[1] - total * p) - prior * (theta - start)
         hessian = (x * (total * p * (1 - p))) @ x.T + prior * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        theta = theta + step * min(1.0, 1 / float(np.abs(step).max()))  # further than 1 at a time, it swings
+        step = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+        theta[free] += step * min(1.0, 1 / float(np.abs(step).max()))  # further than 1 at a time, it swings
         if np.abs(step).max() < 1e-9:
             break
-    # Labels that contradict the map would turn it round; that is not for a calibration to do.
-    return max(0.05, float(theta[0])), float(theta[1])
+    return float(theta[0]), float(theta[1])
 
 
 def _bins(logits: NDArray[np.float64]) -> NDArray[np.int64]:
