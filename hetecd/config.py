@@ -5,6 +5,7 @@ neither torch nor rasterio, so that ``hetecd train --help`` answers at once.
 """
 
 import difflib
+import math
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -207,6 +208,10 @@ class TrainConfig:
             ("ema", 0, 0.99999), ("lovasz_weight", 0, 1e3), ("deep_weight", 0, 1e3),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
+        for name in ("ce_weights", "val_ce_weights"):
+            weights = getattr(self, name)
+            if not all(0 <= weight < math.inf for weight in weights) or not sum(weights) > 0:
+                raise ConfigError(f"{name}: found {list(weights)}, expected two finite numbers from 0, not both 0")
         if self.encoder_weights and self.start_from:
             raise ConfigError("start_from: found encoder_weights too, expected one of them; leave the other empty")
         if self.calibrate and self.val_fraction == 0:

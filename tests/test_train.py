@@ -265,6 +265,13 @@ def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
         TrainConfig(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weights", [(-1.0, 1.0), (0.0, 0.0), (math.inf, 1.0), (1.0, math.nan)])
+@pytest.mark.parametrize("field", ["ce_weights", "val_ce_weights"])
+def test_class_weights_that_are_none_are_refused(field: str, weights: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}: found .*, expected two finite numbers from 0, not both 0"):
+        TrainConfig(**{field: weights})  # type: ignore[arg-type]
+
+
 def test_pretrained_encoders_are_used(tiles: Path, tmp_path: Path) -> None:
     from hetecd.encoder import ENCODERS, Encoder
     from hetecd.weights import save_tensors
