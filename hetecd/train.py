@@ -399,7 +399,11 @@ def _contracts(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Modalit
 
 
 def _calibrate(path: Path, tiles: TileDataset) -> None:
-    found = calibrate_to(path, load(path), tiles)
+    model = load(path)
+    assert model.info is not None
+    if model.info.calibration != (1.0, 0.0):  # a finished training was resumed
+        return
+    found = calibrate_to(path, model, tiles)
     log.info(
         "calibrated on the held-out tiles: logit x %.2f %+.2f, threshold %.2f; IoU %.4f, before %.4f",
         found.slope, found.offset, found.threshold, found.iou, found.iou_before,

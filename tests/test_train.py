@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -334,6 +335,12 @@ def test_a_training_can_start_from_another_and_ends_calibrated(tiles: Path, tmp_
     assert after.info is not None
     assert after.info.optical == before.info.optical
     assert after.info.threshold != 0.5
+    content = second.read_bytes()
+    fit(tiles, tmp_path / "second", MODEL, again, resume=True, hardware=CPU)
+    assert second.read_bytes() == content  # calibrated once
+    shutil.copy(tmp_path / "second" / "last.safetensors", second)  # as after a kill between the last epoch and this
+    fit(tiles, tmp_path / "second", MODEL, again, resume=True, hardware=CPU)
+    assert hetecd.load(second).info == after.info
     states = before.state_dict(), after.state_dict()
     same = [key for key, value in before.named_parameters() if torch.equal(value, states[1][key])]
     assert {key for key, _ in before.named_parameters()} - set(same) == {
