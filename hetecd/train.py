@@ -35,9 +35,10 @@ from hetecd.files import replacing
 from hetecd.folders import TileFiles
 from hetecd.info import ModelInfo
 from hetecd.metrics import Confusion, confusion
-from hetecd.modality import Modality
+from hetecd.modality import STRIDE_PX, Modality
 from hetecd.model import Features, HeteCD
 from hetecd.ops import keep_memory
+from hetecd.residual import RESIDUAL
 from hetecd.resume import SafetensorsIO
 from hetecd.weights import fresh, load, save
 
@@ -122,7 +123,7 @@ def fit(
     _check_writable(out)
     try:
         trainer = _trainer(out, config, hardware)
-    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ConfigError(f"hardware: {' '.join(str(error).split())}") from error
     with warnings.catch_warnings():
         # Lightning recommends loader workers on two cores, where none is faster, and writes about its own internals.
@@ -169,6 +170,7 @@ class Training(pl.LightningModule):
         torch.manual_seed(seeds[0])
         if self.config.cutmix:
             cutmix(batch, self.config.cutmix, torch.Generator().manual_seed(seeds[1]))
+        _check_statistics(self.info.model, batch["label"])
         logits, features = self.model(batch["optical"], batch["sar"], features=True)
         terms = self._terms(logits, features, batch["label"])
         loss = torch.stack(list(terms.values())).sum()
@@ -330,13 +332,23 @@ class Keep(Callback):
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
         with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
+            # An older version may have written columns of its own.
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for line in (row, *rows) for name in line)))
             writer.writeheader()
             writer.writerows([*rows, row])
         log.info(
             "epoch %d/%d  loss %.4f  val IoU %s  %.0f s",
             epoch + 1, trainer.max_epochs, row["loss"], scores["iou"], row["seconds"],
         )  # fmt: skip
+
+
+def _check_statistics(config: ModelConfig, label: Tensor) -> None:
+    """Refuse what torch's BatchNorm would: a coarsest map of one pixel, of one tile."""
+    if config.encoder not in RESIDUAL and len(label) == 1 and max(label.shape) <= STRIDE_PX:
+        raise ConfigError(
+            f"batch: found 1 tile of at most {STRIDE_PX} px, of which {config.encoder} leaves one pixel at its "
+            "coarsest scale, expected more for batch statistics; use larger batches or tiles"
+        )
 
 
 def segmentation_terms(logits: Tensor, label: Tensor, config: TrainConfig) -> dict[str, Tensor]:
@@ -411,9 +423,15 @@ def _calibrate(path: Path, tiles: TileDataset) -> None:
 
 
 def _check_unused(out: Path, resume: bool) -> None:
-    if resume and not (out / STATE).is_file():
+    left = [name for name in (STATE, BEST, LAST) if (out / name).exists()]
+    if left and left[0] != STATE:  # as after a kill in the first epoch, or where somebody kept the weights alone
+        raise (CheckpointError if resume else OutputError)(
+            f"{out}: found {left[0]} but no {STATE} to go on from; remove {' and '.join(left)} and start without "
+            "--resume, or choose another folder"
+        )
+    if resume and not left:
         raise CheckpointError(f"{out}: found no {STATE}, expected a training to resume; start without --resume")
-    if not resume and (left := [name for name in (STATE, BEST, LAST) if (out / name).exists()]):
+    if left and not resume:
         raise OutputError(f"{out}: holds a training already ({left[0]}); go on with --resume or choose another folder")
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from hetecd.model import HeteCD
 from hetecd.raster import Grid, write_raster
 from hetecd.resume import SafetensorsIO
 from hetecd.synth import write_tiles
-from hetecd.train import MOST_OVERFLOWS, Hardware, Training, fca_weight, fit, lr_factor, running_mean
+from hetecd.train import MOST_OVERFLOWS, Hardware, Keep, Training, fca_weight, fit, lr_factor, running_mean
 
 MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
 CPU = Hardware(accelerator="cpu", devices=1)
@@ -204,6 +205,8 @@ def test_what_cannot_be_started_is_refused(tiles: Path, tmp_path: Path) -> None:
     fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
     with pytest.raises(OutputError, match=r"holds a training already \(state.safetensors\); go on with"):
         fit(tiles, out, MODEL, _config(epochs=1), hardware=CPU)
+    with pytest.raises(ConfigError, match=r"hardware: .*int > 0"):
+        fit(tiles, tmp_path / "minus", MODEL, _config(), hardware=Hardware(accelerator="cpu", devices=-3))
     with pytest.raises(CheckpointError, match=r"settings differ from before \(lr 0.0005 -> 0.001\)"):
         fit(tiles, out, MODEL, _config(epochs=1, lr=1e-3), resume=True, hardware=CPU)
     other = tmp_path / "other"
@@ -214,6 +217,32 @@ def test_what_cannot_be_started_is_refused(tiles: Path, tmp_path: Path) -> None:
         write_raster(path, np.zeros((64, 64), np.uint8), Grid(None, None, 64, 64))
     with pytest.raises(InputError, match="found no changed pixel in 12 training labels"):
         fit(other, tmp_path / "blank", MODEL, _config(epochs=1), hardware=CPU)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_weights_without_a_state_are_neither_gone_on_from_nor_replaced(
+    resume: bool, tiles: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "best.safetensors").touch()  # all there is after a kill in the first epoch
+    with pytest.raises(HetecdError, match=r"no state\.safetensors to go on from; remove best\.safetensors and start"):
+        fit(tiles, tmp_path, MODEL, _config(), resume, CPU)
+
+
+def test_a_log_with_columns_of_another_version_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("epoch,seconds,old\n0,1.5,7\n")
+    trainer = SimpleNamespace(current_epoch=1, max_epochs=2, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    Keep(tmp_path)._write_line(trainer, {"loss": 1.0}, {"iou": 0.5})  # type: ignore[arg-type]
+    first, second = _rows(tmp_path)
+    assert (first["old"], first["loss"]) == ("7", "")
+    assert (second["old"], second["loss"], second["val_iou"]) == ("", "1.0", "0.5")
+
+
+def test_a_single_pixel_has_no_statistics(tmp_path: Path) -> None:
+    write_tiles(tmp_path, "train", (1, 3), tile_px=32, scene_px=64)
+    with pytest.raises(ConfigError, match="batch: found 1 tile of at most 32 px"):
+        fit(tmp_path, tmp_path / "run", MODEL, _config(epochs=1, batch=1), hardware=CPU)
+    residual = replace(MODEL, encoder="residual_s")  # whose coarsest map is twice as fine
+    fit(tmp_path, tmp_path / "residual", residual, _config(epochs=1, batch=1), hardware=CPU)
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
