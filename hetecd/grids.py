@@ -101,10 +101,9 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
             raise InputError(f"{path}: found no CRS, which a choice of the grid needs; georeference both images")
         return CommonGrid(Grid(None, first.transform or Affine.identity(), first.height, first.width))
     try:
-        if choice.crs:
-            for place in places:
-                _check_whole(place, CRS.from_user_input(choice.crs), path)
         pixels = _pixels(first, choice)
+        for place in places if choice.crs else ():
+            _check_whole(place, pixels.crs, path)
         boxes = [box for place in places if (box := box_of(place, at_grid(pixels)))]
     except (RasterioError, CPLE_BaseError, CRSError) as error:
         found = choice.crs or first.crs

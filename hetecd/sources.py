@@ -57,10 +57,9 @@ def identify_with(path: Path | str) -> dict[str, Any]:
     return {**identify_file(path), **_sources(others)}
 
 
-def files_beside(path: Path | str) -> list[Path]:
+def files_beside(path: Path | str) -> list[Path | str]:
     """A file that is no image, and those beside it that belong to it: weights of OpenVINO, parts of a shapefile."""
-    path = Path(path)
-    beside = (path.with_suffix(suffix) for suffix in BESIDE.get(path.suffix.lower(), ()))
+    beside = (Path(path).with_suffix(suffix) for suffix in BESIDE.get(Path(path).suffix.lower(), ()))
     return [path, *(file for file in beside if file.is_file())]
 
 

@@ -37,7 +37,7 @@ def _raw(batch: int, height: int, width: int) -> tuple[Floats, Floats]:
 
 def _copy(graph: Path, path: Path) -> None:
     for file in files_beside(graph):
-        shutil.copy(file, path.with_suffix(file.suffix))
+        shutil.copy(file, path.with_suffix(Path(file).suffix))
 
 
 @pytest.mark.parametrize("name", ["f32.onnx", "f32.xml", "bf16.xml", "int8.xml"])

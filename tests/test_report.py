@@ -151,8 +151,13 @@ def test_a_large_scene_fits_into_five_megabytes(tmp_path):
     field = ndimage.gaussian_filter(rng.normal(size=(1024, 1024)), 4)
     prob = (1 / (1 + np.exp(3 - 2.2 * field / field.std()))).astype(np.float32)
     modalities = uint8_modality((1, 2, 3)), uint8_modality((1,))
+
+    def noise(optical, _):
+        batch, _, height, width = optical.shape
+        return np.tile(prob[:height, :width], (batch, 1, 1))
+
     with open_pair(tmp_path / "optical.tif", tmp_path / "sar.tif", "optical", *modalities) as pair:
-        predict_scene(pair, lambda optical, sar: np.tile(prob, (len(sar), 1, 1)), tmp_path / "map", tile_px=1024)
+        predict_scene(pair, noise, tmp_path / "map", tile_px=1024)
     path = write_report(tmp_path / "map")
     data = shown(path)
     assert data["factor"] == 7
