@@ -105,8 +105,8 @@ def _noting(problems: Problems) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        found, mark, remedy = str(error).rpartition("; ")
-        _note(problems, found if mark else remedy, remedy if mark else "", fatal=True)
+        found, *remedy = str(error).rsplit("; ", 1)
+        _note(problems, found, "".join(remedy), fatal=True)
 
 
 def _note(problems: Problems, found: str, remedy: str, fatal: bool = False) -> None:

@@ -24,7 +24,6 @@ def fitting_batch(tile_px: int, device: str = "auto") -> int:
     if torch_takes_gpu(device):
         torch: Any = sys.modules["torch"]
         free_bytes, most = torch.cuda.mem_get_info(None if device == "auto" else device)[0], MOST_ON_GPU
-    tile_px = max(1, tile_px)  # what is wrong with any less, the windows say
     most = min(most, most * 256**2 // tile_px**2)
     return max(1, min(most, free_bytes // 2 // (WINDOW_BYTES_PER_PX * tile_px**2)))
 

@@ -177,7 +177,9 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
 def _settle(args: Namespace, opened: Callable[..., Network]) -> tuple[Network, "ModelInfo", Role, float, int]:
     """Network, its description with the bands asked for, earlier date, threshold and batch: flags, else what suits."""
     from hetecd.memory import fitting_batch
+    from hetecd.stream import check_tile
 
+    check_tile(args.tile)
     network = opened(args.weights, args.runtime, args.device, args.precision)
     info = network.info.reading(args.optical_bands, args.sar_bands)
     threshold = info.threshold if args.threshold is None else args.threshold

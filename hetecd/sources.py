@@ -26,21 +26,21 @@ def identify(path: Path | str) -> dict[str, Any]:
     Of a folder of granules they are the sum of the sizes and the checksum of the listing that sha256sum prints. Where
     an image is read from other files, too (a virtual raster, a container, a mask beside it), ``sources`` says how many,
     and size and checksum of them in the same way; ``read_as`` is a digest of what the files declare about place and
-    nodata, wherever they do. Of a URL ``version`` is the ETag or else the time of change that the
-    server tells. A checksum or version that nothing tells is None.
+    nodata, wherever they do. Of a URL ``version`` is the ETag or else the time of change that the server tells. A
+    checksum or version that nothing tells is None.
 
     Raises:
         InputError: there is no such image.
     """
-    if os.path.isdir(path):
-        granules = granule_files(path)
-        others = [file for file in _files(path) if Path(file) not in granules]
-        return {"path": os.path.abspath(path), **_together(granules), **_sources(others), "read_as": _read_as(path)}
     if match := HTTP.fullmatch(str(path)):
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
-    others = [file for file in _files(path) if os.path.abspath(file) != os.path.abspath(path)]
-    return {**identify_file(path), **_sources(others), "read_as": _read_as(path)}
+    own = granule_files(path) if os.path.isdir(path) else [path]
+    known = {"path": os.path.abspath(path), **_together(own)} if os.path.isdir(path) else identify_file(path)
+    files, read_as = _read_from(path)
+    told = {os.path.abspath(file) for file in own}
+    others = [file for file in files if os.path.abspath(file) not in told]
+    return {**known, **_sources(others), "read_as": read_as}
 
 
 def identify_file(path: Path | str) -> dict[str, Any]:
@@ -80,34 +80,28 @@ def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files:
     Raises:
         InputError: there is no such image.
     """
-    images = list(images)
-    stamps = [[_stamp(file) for file in together] for together in (*map(_files, images), files)]
-    asked = [hetecd.__version__, dict(settings), stamps, [_read_as(image) for image in images]]
+    looked = [_read_from(image) for image in images]
+    stamps = [[_stamp(file) for file in together] for together in (*(found for found, _ in looked), files)]
+    asked = [hetecd.__version__, dict(settings), stamps, [read_as for _, read_as in looked]]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(path: Path | str) -> list[str]:
-    """Files and URLs that an image is read from; where it is a file itself, it is the first."""
-    if os.path.isdir(path):
-        return [file for granule in granule_files(path) for file in _files(granule)]
+def _read_from(path: Path | str) -> tuple[list[str], str | None]:
+    """Files and URLs that an image is read from, a file itself first, and a digest of what tells place and nodata.
+
+    That may stand in a companion; the digest is None for what lies elsewhere, where GDAL looks for no companions.
+    """
     if is_remote(str(path)):
-        return [str(path)]
-    with open_raster(path) as dataset:
-        return [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
-
-
-def _read_as(path: Path | str) -> str | None:
-    """Digest of what tells place and nodata of an image, which a companion may; None for what lies elsewhere."""
-    if is_remote(str(path)):  # GDAL looks for no companions there
-        return None
-    found = []
-    for file in granule_files(path) if os.path.isdir(path) else [path]:
-        with open_raster(file) as dataset:
+        return [str(path)], None
+    files, told = [], []
+    for own in granule_files(path) if os.path.isdir(path) else [path]:
+        with open_raster(own) as dataset:
+            files += [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
             ties, crs = dataset.gcps
             tied = [(tie.row, tie.col, tie.x, tie.y) for tie in ties]
             place = str(dataset.crs), list(dataset.transform), tied, str(crs), str(dataset.rpcs)
-            found.append([*place, str(dataset.nodatavals), str(dataset.mask_flag_enums), str(dataset.colorinterp)])
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+            told.append([*place, str(dataset.nodatavals), str(dataset.mask_flag_enums), str(dataset.colorinterp)])
+    return files, hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _stamp(file: Path | str) -> list[Any]:

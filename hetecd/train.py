@@ -424,15 +424,18 @@ def _calibrate(path: Path, tiles: TileDataset) -> None:
 
 def _check_unused(out: Path, resume: bool) -> None:
     left = [name for name in (STATE, BEST, LAST) if (out / name).exists()]
-    if left and left[0] != STATE:  # as after a kill in the first epoch, or where somebody kept the weights alone
+    if STATE in left:
+        if not resume:
+            raise OutputError(
+                f"{out}: holds a training already ({STATE}); go on with --resume or choose another folder"
+            )
+    elif left:  # as after a kill in the first epoch, or where somebody kept the weights alone
         raise (CheckpointError if resume else OutputError)(
             f"{out}: found {left[0]} but no {STATE} to go on from; remove {' and '.join(left)} and start without "
             "--resume, or choose another folder"
         )
-    if resume and not left:
+    elif resume:
         raise CheckpointError(f"{out}: found no {STATE}, expected a training to resume; start without --resume")
-    if left and not resume:
-        raise OutputError(f"{out}: holds a training already ({left[0]}); go on with --resume or choose another folder")
 
 
 def _check_writable(out: Path) -> None:
