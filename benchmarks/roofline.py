@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from hetecd.ops import Conv3x3, freeze, keep_memory
+from hetecd.ops import FUSED, Conv3x3, freeze, keep_memory
 
 LEAST_MS = 2.0  # rows below are summed up
 
@@ -74,6 +74,8 @@ class Watch(TorchDispatchMode):
                 piece.operations += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
             elif "scaled_dot_product" in func.name():  # that of the CPU is not registered
                 piece.operations += 4 * args[0].numel() * args[1].shape[-2]
+            elif func.overloadpacket == FUSED:  # weight: (C_out, C_in / groups, k, k)
+                piece.operations += 2 * out.numel() * args[1][0].numel()
             if not func.is_view:
                 tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
                 piece.bytes += sum(t.numel() * t.element_size() for t in tensors)

@@ -56,6 +56,7 @@ HALF = {  # rows of inference on a GPU
     "ours, f16": ("ours", torch.float16, False),
     "`default` network, f16": ("default", torch.float16, False),
 }
+COMPILED = {"`default` network, bf16, compiled": ("default, compiled", torch.bfloat16, True)}  # with --compile
 GRAPHS: dict[str, tuple[Target, Precision]] = {  # rows of exported graphs, for inference only
     "OpenVINO, float32": ("openvino", "f32"),
     "OpenVINO, bf16": ("openvino", "bf16"),
@@ -109,10 +110,13 @@ def weights() -> dict[str, Tensor]:
 
 
 def network(kind: str) -> nn.Module:
-    """One of the three networks of the table."""
-    if kind == "default":
+    """One of the three networks of the table; the first call of a compiled one takes minutes."""
+    if kind.startswith("default"):
         torch.manual_seed(0)
-        return without_dropout(HeteCD(configs(checked(read_recipe(DEFAULT), DEFAULT.name))[0]))
+        default = without_dropout(HeteCD(configs(checked(read_recipe(DEFAULT), DEFAULT.name))[0]))
+        if kind.endswith("compiled"):
+            default.compile()
+        return default
     if kind == "ours":
         return without_dropout(convert_hetecd(weights()))
     net = PlainHeteCD()
@@ -186,7 +190,7 @@ def work(pipe: Connection, row: str, table: str, threads: int, folder: Path, dev
     if row in GRAPHS:
         run, keep = graph(_file(folder, row), GRAPHS[row][0], pair), False
     else:
-        kind, dtype, keep = (ROWS | HALF)[row]
+        kind, dtype, keep = (ROWS | HALF | COMPILED)[row]
         pair = pair[0].to(device), pair[1].to(device)
         run = (inference if task == "inference" else training)(network(kind).to(device), pair, dtype)
     result, first_mb = added_mb(run, device)
@@ -268,11 +272,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--task", choices=["inference", "training", "both"], default="both")
+    parser.add_argument("--compile", action="store_true", help="add the default network through torch.compile")
     device_argument(parser)
     args = parser.parse_args()
     check_device(args.device)
     print(f"torch {torch.__version__}, {args.threads} threads, {processor(args.device)}, medians of {args.repetitions}")
     rows = {"inference": [*ROWS, *(GRAPHS if args.device == "cpu" else HALF)], "training": [*ROWS]}
+    if args.compile:
+        rows = {task: [*names, *COMPILED] for task, names in rows.items()}
     if args.device == "cuda":
         rows = {task: [name for name in names if "memory kept" not in name] for task, names in rows.items()}
     with tempfile.TemporaryDirectory() as temporary:

@@ -34,6 +34,9 @@ KERNEL_4 = (
     ),
     (0.0, 0.0, 1.0),
 )
+# Matrix registers (Intel's AMX) multiply bfloat16 so fast that to save products for more memory does not pay. PyTorch
+# asks for them under a private name; without it the forms are those for CPUs that lack them.
+MATRIX_REGISTERS = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 WIDE = 256  # input channels from which Winograd's transformations cost less than they save
 
 
@@ -65,7 +68,8 @@ def freeze(model: M, dtype: torch.dtype = torch.float32) -> M:
     """Prepare a network in evaluation mode for inference alone, in place: later changes of weights would not be seen.
 
     BatchNorm after a convolution becomes part of it; weights lie in memory as they are read; for a half
-    ``dtype`` see :func:`lower`; on a CPU wide 3x3 convolutions get their Winograd form.
+    ``dtype`` see :func:`lower`; on a CPU wide 3x3 convolutions get their Winograd form, unless matrix registers are
+    faster.
     """
     for module in list(model.modules()):
         if isinstance(module, ConvNorm):
@@ -76,9 +80,14 @@ def freeze(model: M, dtype: torch.dtype = torch.float32) -> M:
         if isinstance(module, nn.Conv2d):
             # Like its input; otherwise copied at every call.
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        if isinstance(module, Conv3x3) and module.in_channels >= WIDE and module.weight.device.type == "cpu":
+        if isinstance(module, Conv3x3) and module.in_channels >= WIDE and _pays(module, dtype):
             module.freeze()
     return model
+
+
+def _pays(conv: "Conv3x3", dtype: torch.dtype) -> bool:
+    """Whether Winograd's way is the faster one for a wide convolution."""
+    return conv.weight.device.type == "cpu" and not (MATRIX_REGISTERS and dtype == torch.bfloat16)
 
 
 def traced() -> bool:
@@ -120,10 +129,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, seen
 
     ``seen`` (N, M) bool, if given, is False where a query must not look at a key.
 
-    In bfloat16 PyTorch's own form unpacks to float32 on CPUs without matrix registers: two plain products take half the
-    time.
+    In bfloat16 PyTorch's own form unpacks to float32 on CPUs without matrix registers: there two plain products take
+    half the time.
     """
-    if plain(query) or query.dtype != torch.bfloat16 or dropout > 0:
+    if plain(query) or query.dtype != torch.bfloat16 or dropout > 0 or MATRIX_REGISTERS:
         return F.scaled_dot_product_attention(query, key, value, seen, dropout_p=dropout)
     B, heads, _, c = query.shape
     key = (key * c**-0.5).transpose(-1, -2)

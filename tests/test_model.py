@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hetecd import ops
 from hetecd.config import ModelConfig
 from hetecd.convert import _published_name, convert_hetecd
 from hetecd.difference import SpatialAttention, Volumes
@@ -280,8 +281,12 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", parity.CASES)
-def test_parity_of_a_network_made_fast(name: str, published: dict[int, HeteCD], shared: Path) -> None:
+@pytest.mark.parametrize("registers", [True, False])
+def test_parity_of_a_network_made_fast(
+    name: str, registers: bool, published: dict[int, HeteCD], shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As predictors have it: the float32 numbers, and in bfloat16 the decisions."""
+    monkeypatch.setattr(ops, "MATRIX_REGISTERS", registers)
     arrays, _ = parity.case(shared / "parity", name)
     optical, sar, _ = parity.inputs(shared / "parity", name)
     net = freeze(copy.deepcopy(published[parity.CASES[name]]))

@@ -50,15 +50,18 @@ def test_linear_layer(B: int, h: int, w: int, channels: int, out: int, dtype: to
 @settings(max_examples=25, deadline=None)
 @given(
     B=st.integers(1, 3), heads=st.integers(1, 5), n=st.integers(1, 60), m=st.integers(1, 60), dtype=DTYPES,
-    scores=st.sampled_from([1, 500, ops.SCORES]), masked=st.booleans(),
+    scores=st.sampled_from([1, 500, ops.SCORES]), masked=st.booleans(), registers=st.booleans(),
 )  # fmt: skip
-def test_attention(B: int, heads: int, n: int, m: int, dtype: torch.dtype, scores: int, masked: bool) -> None:
+def test_attention(
+    B: int, heads: int, n: int, m: int, dtype: torch.dtype, scores: int, masked: bool, registers: bool
+) -> None:
     torch.manual_seed(n)
     query, key, value = (torch.randn(B, heads, size, 32) for size in (n, m, m))
     seen = (torch.rand(n, m) < 0.5) | (torch.arange(m) == 0) if masked else None
     wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), seen)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(ops, "SCORES", scores)
+        patch.setattr(ops, "MATRIX_REGISTERS", registers)
         _close(attend(query.to(dtype), key.to(dtype), value.to(dtype), seen=seen), wanted, dtype)
 
 
@@ -129,6 +132,16 @@ def test_only_a_frozen_convolution_takes_the_other_way() -> None:
     assert not _is_winograd(freeze(conv).train())
     assert _is_winograd(freeze(conv).eval())
     assert conv.double()(torch.randn(1, ops.WIDE, 64, 64, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("registers", [True, False])
+def test_with_matrix_registers_half_precision_takes_the_straight_way(
+    registers: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "MATRIX_REGISTERS", registers)
+    prepared = freeze(Conv3x3(ops.WIDE, 8).eval(), dtype).transformed
+    assert (prepared is None) == (registers and dtype == torch.bfloat16)
 
 
 def test_gradients_come_from_the_plain_convolution() -> None:
