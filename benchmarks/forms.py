@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from speed import processor
 from torch import Tensor, nn
 
+from hetecd import ops
 from hetecd.difference import Volumes
 from hetecd.ops import Conv3x3, Linear, attend, keep_memory
 
@@ -66,6 +67,7 @@ def main() -> None:
     """Print the table."""
     torch.manual_seed(0)
     keep_memory()
+    ops.MATRIX_REGISTERS = False  # each form, also where it is not taken
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}\n")
     print("| | float32: own ms | fast ms | times | bf16: own ms | fast ms | times |\n|---|---|---|---|---|---|---|")
     for name, make in {
