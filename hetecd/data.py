@@ -216,7 +216,10 @@ def _fit(paths: list[Path], bands: tuple[int, ...], config: TrainConfig, db: boo
         raster = read_raster(path, bands)
         step = max(1, math.ceil(math.sqrt(raster.valid.size / FIT_PIXELS)))
         images.append(to_float32(raster.array[:, ::step, ::step], raster.valid[::step, ::step]))
-    return fit_modality(images, bands, db=db, gsd_m=gsd_m)
+    try:
+        return fit_modality(images, bands, db=db, gsd_m=gsd_m)
+    except InputError as error:
+        raise InputError(f"{paths[0].parent}: {error}") from error
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

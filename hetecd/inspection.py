@@ -26,7 +26,7 @@ from hetecd.info import ModelInfo
 from hetecd.modality import FOREIGN, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of
-from hetecd.raster import Bools, Grid, alpha_band, check_numbers, data_bands, day_of
+from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
 from hetecd.stream import check_tile
 from hetecd.tiles import Window, spread, starts
 
@@ -141,7 +141,7 @@ def _side(
         "width": own.width if len(image.granules) > 1 else place.width,
         "bands": dataset.count,
         "dtype": dataset.dtypes[0],
-        "crs": None if place.crs is None else place.crs.to_string(),
+        "crs": None if place.crs is None else crs_text(place.crs),
         "placed_by": place.by,
         "pixel_m": _finite(pixel_m(own)),
         "bounds_wgs84": bounds_wgs84(own),
@@ -264,7 +264,7 @@ def _meet(
     optical, sar = images["optical"], images["sar"]
     common = choose_grid([granule.place for granule in optical.granules], optical.path, choice)
     grid = common.grid
-    crs = grid.crs.to_string() if grid.crs else None
+    crs = crs_text(grid.crs) if grid.crs else None
     report["grid"] = {
         "crs": crs,
         "height": grid.height,
@@ -383,7 +383,7 @@ def in_words(report: dict[str, Any]) -> str:
             lines += [f"{name}: {side['path']}, {side['is']}", *_side_in_words(side)]
     if grid := report["grid"]:
         lines.append("map")
-        lines.append(f"  grid      {_size(grid)}, pixels of {_metres(grid['pixel_m'])}, {grid['crs'] or 'no CRS'}")
+        lines.append(f"  grid      {_size(grid)}, pixels of {_metres(grid['pixel_m'])}, {_crs(grid)}")
         if report["valid"] is not None:
             lines.append(f"  overlap   {report['overlap']:.1%} of it, of which {report['valid']:.1%} is valid in both")
         if report["windows"]:
@@ -402,10 +402,14 @@ def in_words(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _crs(found: Side) -> str:
+    return crs_name(found["crs"]) if found["crs"] else "no CRS"
+
+
 def _side_in_words(side: Side) -> Iterator[str]:
     granules = f"{side['granules']} granules, " if side["granules"] > 1 else ""
     yield f"  size      {granules}{_size(side)}, {side['bands']} x {side['dtype']}"
-    yield f"  place     {side['crs'] or 'no CRS'} by {side['placed_by']}, pixels of {_metres(side['pixel_m'])}"
+    yield f"  place     {_crs(side)} by {side['placed_by']}, pixels of {_metres(side['pixel_m'])}"
     if side["bounds_wgs84"]:
         west, south, east, north = side["bounds_wgs84"]
         yield f"  degrees   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north"

@@ -199,6 +199,11 @@ def crs_text(crs: CRS) -> str:
     return f"EPSG:{epsg}" if epsg else crs.to_wkt()
 
 
+def crs_name(text: str) -> str:
+    """A CRS as :func:`crs_text` gives it, in a few words: EPSG code or name."""
+    return text if text.startswith("EPSG:") else text.split('"')[1]
+
+
 def grid_of(dataset: Any) -> Grid:
     """Grid of an open rasterio dataset."""
     return Grid(dataset.crs or None, dataset.transform, dataset.height, dataset.width)

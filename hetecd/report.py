@@ -24,7 +24,7 @@ from hetecd.errors import InputError
 from hetecd.files import replacing
 from hetecd.modality import Floats
 from hetecd.preview import Stretch, coarseness, encode, picture, read_small, shrink, stretch
-from hetecd.raster import crs_text
+from hetecd.raster import crs_name, crs_text
 from hetecd.results import BINS, bins_of
 from hetecd.survey import (
     Polygons,
@@ -260,8 +260,7 @@ def _crs(results: Results) -> str:
     crs = results.grid.crs
     if crs is None:
         return "none (positions in pixels)"
-    text = crs_text(crs)
-    return text if text.startswith("EPSG:") else text.split('"')[1]
+    return crs_name(crs_text(crs))
 
 
 def _alignment(found: dict[str, Any] | None) -> str:

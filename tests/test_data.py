@@ -240,6 +240,14 @@ def test_tile_without_label(tmp_path: Path) -> None:
 # --- fitting ---------------------------------------------------------------------------------------------------------
 
 
+def test_images_of_one_value_are_named_by_their_folder(tmp_path: Path) -> None:
+    files = make_split(tmp_path, 2)
+    for file in files:
+        save(file.after, np.full((40, 40), 7, np.uint8))
+    with pytest.raises(InputError, match=r"train.B: band 1: found one value \(7\) in all images"):
+        fit_modalities(files, TrainConfig())
+
+
 def test_fit_uses_all_bands_and_skips_nodata(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     optical = rng.uniform(200, 1200, (4, 200, 200)).astype(np.uint16)

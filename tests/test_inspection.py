@@ -291,3 +291,12 @@ def test_local_crs(good, tmp_path):
     report = look(good[0], save(tmp_path / "local.tif", local, POWER))
     assert not report["usable"]
     assert report["after"]["bounds_wgs84"] is None
+
+
+def test_a_crs_near_an_epsg_code_keeps_its_own_name(good, tmp_path):
+    near = CRS.from_string("+proj=utm +zone=33 +ellps=intl +units=m")  # PROJ would call it EPSG:23033, 114 m away
+    before = save(tmp_path / "near.tif", Grid(near, OPTICAL.transform, *OPTICAL.shape), COLOURS)
+    report = look(before, good[1])
+    for found in (report["before"]["crs"], report["grid"]["crs"]):
+        assert CRS.from_user_input(found) == near
+    assert in_words(report).count("unknown") == 2  # its name, of the image and of the map
