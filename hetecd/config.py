@@ -123,7 +123,8 @@ class TrainConfig:
         calibrate: at the end fit probabilities and threshold of the best checkpoint to the held-out tiles.
         seed: of weights, order, augmentation and dropout.
         precision: "f32" or "bf16" (autocast).
-        workers: processes that read tiles; 0 reads in the main process.
+        workers: processes that read tiles, per device; 0 reads in the main process. -1 chooses: none where a CPU
+            trains, from which they would only take, and a share of the cores where a GPU does.
         ce_weights: class weights of the cross entropy (unchanged, changed).
         val_ce_weights: the same for the validation loss.
         dice: "soft" is the usual soft Dice of the changed class, "released" the defective published one.
@@ -174,7 +175,7 @@ class TrainConfig:
     calibrate: bool = False
     seed: int = 0
     precision: Literal["f32", "bf16"] = "f32"
-    workers: int = 0
+    workers: int = -1
     ce_weights: tuple[float, float] = (1.0, 1.0)
     val_ce_weights: tuple[float, float] = (1.0, 1.0)
     dice: Literal["soft", "released"] = "soft"
@@ -203,9 +204,10 @@ class TrainConfig:
             ("val_fraction", 0, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),
             ("optical_hue", 0, 0.5), ("sar_jitter", 0, 0.95), ("sar_hue", 0, 0.5), ("sar_speckle", 0, 2),
-            ("tile_px", 0, 8192), ("workers", 0, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1), ("fca_weight", 0, 1e3),
-            ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1), ("rotate", 0, 180), ("cutmix", 0, 1),
-            ("ema", 0, 0.99999), ("lovasz_weight", 0, 1e3), ("deep_weight", 0, 1e3),
+            ("tile_px", 0, 8192), ("workers", -1, 256), ("clip", 0, 1e6), ("weight_decay", 0, 1),
+            ("fca_weight", 0, 1e3), ("dice_weight", 0, 1e3), ("gsd_m", 0, 1e5), ("seed", 0, 2**32 - 1),
+            ("rotate", 0, 180), ("cutmix", 0, 1), ("ema", 0, 0.99999), ("lovasz_weight", 0, 1e3),
+            ("deep_weight", 0, 1e3),
         ):  # fmt: skip
             _check_range(name, getattr(self, name), low, high)
         for name in ("ce_weights", "val_ce_weights"):

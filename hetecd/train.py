@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -47,6 +48,7 @@ log = logging.getLogger("hetecd")
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 MOST_OVERFLOWS = 20
+MOST_WORKERS = 8  # per GPU: each reads and varies some hundred tiles of 256 px a second
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
 
 
@@ -99,6 +101,7 @@ def fit(
     """
     keep_memory()
     out, config, hardware = Path(out), config or TrainConfig(), hardware or Hardware()
+    config = dataclasses.replace(config, workers=loader_workers(config.workers, hardware))
     _check_unused(out, resume)
     train_files, val_files, note = split_tiles(data, config)
     log.info(note)
@@ -369,6 +372,16 @@ def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[s
     free = [p for p in model.parameters() if not (p.ndim > 1 or config.decay == "all")]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
     return [*groups, {"params": free, "weight_decay": 0.0}] if free else groups
+
+
+def loader_workers(workers: int, hardware: Hardware) -> int:
+    """Processes that read tiles for each device: as asked for, or, for -1, chosen by what trains."""
+    if workers >= 0:
+        return workers
+    gpus = torch.cuda.device_count() if hardware.accelerator in ("auto", "gpu", "cuda") else 0
+    if not gpus:
+        return 0
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // min(gpus, hardware.devices or gpus) - 1))
 
 
 def running_mean(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

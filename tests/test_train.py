@@ -30,7 +30,18 @@ from hetecd.model import HeteCD
 from hetecd.raster import Grid, write_raster
 from hetecd.resume import SafetensorsIO
 from hetecd.synth import write_tiles
-from hetecd.train import MOST_OVERFLOWS, Hardware, Keep, Training, fca_weight, fit, lr_factor, running_mean
+from hetecd.train import (
+    MOST_OVERFLOWS,
+    MOST_WORKERS,
+    Hardware,
+    Keep,
+    Training,
+    fca_weight,
+    fit,
+    loader_workers,
+    lr_factor,
+    running_mean,
+)  # fmt: skip
 
 MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
 CPU = Hardware(accelerator="cpu", devices=1)
@@ -70,6 +81,27 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
     assert (info.sar.gsd_m, info.licence, info.recipe["epochs"]) == (3.0, "Apache-2.0", 2)
     assert info.scores["epoch"] in (0, 1)
     assert list((out / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cores", "hardware", "chosen"),
+    [
+        (-1, 0, 16, Hardware(), 0),
+        (-1, 1, 16, Hardware(accelerator="cpu"), 0),
+        (-1, 1, 6, Hardware(), 5),
+        (-1, 1, 1, Hardware(accelerator="gpu"), 1),
+        (-1, 4, 16, Hardware(devices=0), 3),
+        (-1, 4, 128, Hardware(), MOST_WORKERS),
+        (0, 1, 16, Hardware(), 0),
+        (3, 0, 2, Hardware(), 3),
+    ],
+)
+def test_loader_processes_are_chosen_by_what_trains(
+    workers: int, gpus: int, cores: int, hardware: Hardware, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert loader_workers(workers, hardware) == chosen
 
 
 def test_without_validation_all_tiles_train_and_the_last_epoch_is_kept(
