@@ -123,8 +123,8 @@ class TrainConfig:
         calibrate: at the end fit probabilities and threshold of the best checkpoint to the held-out tiles.
         seed: of weights, order, augmentation and dropout.
         precision: "f32" or "bf16" (autocast).
-        workers: processes that read tiles, per device; 0 reads in the main process. -1 chooses: none where a CPU
-            trains, from which they would only take, and a share of the cores where a GPU does.
+        workers: processes that read tiles, per device and split; 0 reads in the main process. -1 chooses: none where
+            a CPU trains, from which they would only take, and a share of the cores where a GPU does.
         ce_weights: class weights of the cross entropy (unchanged, changed).
         val_ce_weights: the same for the validation loss.
         dice: "soft" is the usual soft Dice of the changed class, "released" the defective published one.

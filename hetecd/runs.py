@@ -238,5 +238,6 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Those settings that are not the same in all trainings."""
-    return {key: values for key, values in settings(runs).items() if any(value != values[0] for value in values)}
+    """Those settings that are not the same in all trainings; loader processes, which change nothing, left out."""
+    found = settings(runs).items()
+    return {key: each for key, each in found if key != "workers" and any(value != each[0] for value in each)}

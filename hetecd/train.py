@@ -381,7 +381,13 @@ def loader_workers(workers: int, hardware: Hardware) -> int:
     gpus = torch.cuda.device_count() if hardware.accelerator in ("auto", "gpu", "cuda") else 0
     if not gpus:
         return 0
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // min(gpus, hardware.devices or gpus) - 1))
+    used = min(gpus, hardware.devices) if hardware.devices > 0 else gpus
+    return max(1, min(MOST_WORKERS, usable_cores() // used - 1))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def running_mean(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

@@ -20,7 +20,7 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 import hetecd
-from hetecd import cli
+from hetecd import cli, train
 from hetecd.config import ModelConfig, TrainConfig
 from hetecd.data import TileDataset, find_tiles
 from hetecd.errors import CheckpointError, ConfigError, HetecdError, InputError, OutputError
@@ -91,6 +91,7 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
         (-1, 1, 6, Hardware(), 5),
         (-1, 1, 1, Hardware(accelerator="gpu"), 1),
         (-1, 4, 16, Hardware(devices=0), 3),
+        (-1, 4, 16, Hardware(devices=-1), 3),
         (-1, 4, 128, Hardware(), MOST_WORKERS),
         (0, 1, 16, Hardware(), 0),
         (3, 0, 2, Hardware(), 3),
@@ -100,7 +101,7 @@ def test_loader_processes_are_chosen_by_what_trains(
     workers: int, gpus: int, cores: int, hardware: Hardware, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(train, "usable_cores", lambda: cores)
     assert loader_workers(workers, hardware) == chosen
 
 
