@@ -16,7 +16,7 @@ from rows import Row, from_checkpoint, row_configs, train
 from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
 
 import hetecd
-from hetecd.config import ModelConfig, TrainConfig
+from hetecd.config import ModelConfig, TrainConfig, deciding
 from hetecd.data import find_tiles
 from hetecd.errors import ConfigError, HetecdError, InputError
 from hetecd.files import replacing
@@ -129,7 +129,7 @@ def _before(result: Result, settings: dict[str, Any]) -> dict[str, Any]:
     """
     defaults = json.loads(json.dumps(dataclasses.asdict(ModelConfig()) | dataclasses.asdict(TrainConfig())))
     tiles = {"tiles": settings["tiles"]} if "tiles" in settings else {}
-    return defaults | tiles | result.settings
+    return deciding(defaults | tiles | result.settings)
 
 
 def _finish(
@@ -147,7 +147,7 @@ def _finish(
             identity
             | {"kind": row.kind, "network": row.network, "options": dict(row.options)}
             | dataclasses.asdict(model)
-            | dataclasses.asdict(config)
+            | deciding(dataclasses.asdict(config))
         )
     )
     name = f"{protocol}/{row.name}/seed{seed}-{fold.name}"

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from hetecd.augment import augment, cutmix
-from hetecd.config import TrainConfig
+from hetecd.config import TrainConfig, deciding
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.files import replacing
@@ -95,7 +95,7 @@ def train_network(make: Callable[[int, int], nn.Module], data: Path, config: Tra
     torch.manual_seed(config.seed)
     net = make(optical.channels, sar.channels)
     identity = {
-        **{key: value for key, value in asdict(config).items() if key != "workers"},
+        **deciding(asdict(config)),
         "training tiles": [tile.name for tile in train_files], "validation tiles": [tile.name for tile in val_files],
         "scaling": [asdict(optical), asdict(sar)],
     }  # fmt: skip

@@ -231,6 +231,11 @@ def recipe_keys() -> list[str]:
     return [f.name for cls in (ModelConfig, TrainConfig) for f in fields(cls) if f.name not in FROM_DATA]
 
 
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that decide what a training gives: all but the number of loader processes."""
+    return {key: value for key, value in settings.items() if key != "workers"}
+
+
 def read_recipe(path: Path | str) -> dict[str, Any]:
     """Read a recipe's flat mapping and check its keys (values are checked by the dataclasses).
 

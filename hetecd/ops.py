@@ -80,14 +80,15 @@ def freeze(model: M, dtype: torch.dtype = torch.float32) -> M:
         if isinstance(module, nn.Conv2d):
             # Like its input; otherwise copied at every call.
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        if isinstance(module, Conv3x3) and module.in_channels >= WIDE and _pays(module, dtype):
+        if isinstance(module, Conv3x3) and _pays(module, dtype):
             module.freeze()
     return model
 
 
 def _pays(conv: "Conv3x3", dtype: torch.dtype) -> bool:
-    """Whether Winograd's way is the faster one for a wide convolution."""
-    return conv.weight.device.type == "cpu" and not (MATRIX_REGISTERS and dtype == torch.bfloat16)
+    """Whether Winograd's way is the faster one."""
+    straight = MATRIX_REGISTERS and dtype == torch.bfloat16
+    return conv.in_channels >= WIDE and conv.weight.device.type == "cpu" and not straight
 
 
 def traced() -> bool:

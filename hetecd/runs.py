@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hetecd.config import TrainConfig
+from hetecd.config import TrainConfig, deciding
 from hetecd.data import Tile, TileDataset, find_tiles, split_tiles
 from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles
@@ -238,6 +238,6 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Those settings that are not the same in all trainings; loader processes, which change nothing, left out."""
-    found = settings(runs).items()
-    return {key: each for key, each in found if key != "workers" and any(value != each[0] for value in each)}
+    """Those settings that are not the same in all trainings, of those that decide what a training gives."""
+    found = deciding(settings(runs))
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from hetecd import losses
 from hetecd.augment import augment, cutmix
 from hetecd.calibrate import calibrate_to
-from hetecd.config import IGNORE, ModelConfig, TrainConfig
+from hetecd.config import IGNORE, ModelConfig, TrainConfig, deciding
 from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.files import replacing
@@ -287,7 +287,7 @@ class Training(pl.LightningModule):
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
         names = "\n\n".join("\n".join(f.name for f in tiles.files) for tiles in (self.train_tiles, self.val_tiles))
-        recipe = {key: value for key, value in self.info.recipe.items() if key != "workers"}
+        recipe = deciding(self.info.recipe)
         tiles = hashlib.sha256(names.encode()).hexdigest()
         return {"recipe": recipe, "optical": asdict(self.info.optical), "sar": asdict(self.info.sar), "tiles": tiles}
 

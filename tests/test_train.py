@@ -41,7 +41,7 @@ from hetecd.train import (
     loader_workers,
     lr_factor,
     running_mean,
-)  # fmt: skip
+)
 
 MODEL = ModelConfig(**QUICK)  # type: ignore[arg-type]
 CPU = Hardware(accelerator="cpu", devices=1)
