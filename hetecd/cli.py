@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentPars
     "serve": (scenes.serve, scenes.serve_arguments),
     "distances": (networks.distances, networks.distances_arguments),
     "calibrate": (networks.calibrate, networks.calibrate_arguments),
+    "average": (networks.average, networks.average_arguments),
     "convert": (networks.convert, networks.convert_arguments),
     "export": (networks.export, networks.export_arguments),
     "synth": (networks.synth, networks.synth_arguments),

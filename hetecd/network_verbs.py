@@ -134,6 +134,22 @@ def calibrate(args: Namespace) -> None:
     print(f"written: {args.out}")
 
 
+def average_arguments(parser: ArgumentParser) -> None:
+    """Flags of `average`."""
+    parser.add_argument("first", type=str, help="checkpoint of a training")
+    parser.add_argument("second", type=str, help="checkpoint of a training that went on from it (--start-from)")
+    parser.add_argument("--share", type=float, default=0.5, help="of the second, 0 to 1")
+    parser.add_argument("--out", "-o", type=str, required=True, help="file to write, .safetensors")
+
+
+def average(args: Namespace) -> None:
+    """Mix a checkpoint with one trained on from it: much that is new, little that is lost."""
+    from hetecd.weights import average as mix
+
+    print(f"threshold {mix(args.first, args.second, args.out, args.share).threshold:.2f}, not calibrated")
+    print(f"written: {args.out}")
+
+
 def convert_arguments(parser: ArgumentParser) -> None:
     """Flags of `convert`."""
     parser.add_argument("published", type=str, help="HeteCD, MiT (SegFormer, Hugging Face), PVTv2 (timm), or ours")
