@@ -1,9 +1,9 @@
 """The training set of the weights that come along: `mixture.py --data ombria --out mixture`.
 
-OMBRIA's training tiles as they are, and tiles of synthetic scenes (:mod:`hetecd.synth`), one of each: floods and cities
-at 3 to 10 m, drawn the way `predict` draws images in other units, each band in the range of its scene, in several
-choices of bands; some with clouds or without data in places, a part of them without any change. In OMBRIA there is
-hardly a place that is not flooded, and no true-colour image.
+OMBRIA's training tiles as they are, and quarters of synthetic scenes (:mod:`hetecd.synth`): floods and cities at 3 to
+10 m, drawn the way `predict` draws images in other units, each band in the range of its scene, in several choices of
+bands; some with clouds or without data in places, a part of them without any change. In OMBRIA there is hardly a place
+that is not flooded, and no true-colour image.
 
 `hetecd train recipes/default.yaml --data mixture` then holds out the blocks of OMBRIA that are in its ``val``.
 """
@@ -35,10 +35,7 @@ Bytes = NDArray[np.uint8]
 
 
 def write_synthetic(root: Path, seed: int, optical: Modality, sar: Modality) -> None:
-    """Write a quarter of one synthetic scene, its images in the range of 8-bit training images: ``root/{A,B,label}``.
-
-    The scene is of 512 x 512 px, so that its flood may cover all of the tile or none.
-    """
+    """Write the quarters of a synthetic scene, in the range of 8-bit training images: ``root/{A,B,label}``."""
     rng = np.random.default_rng([seed, 3])
     flood = rng.random() < 0.7
     shrink = float(rng.choice([1, 2, 10 / 3] if flood else [1, 2]))
@@ -49,22 +46,22 @@ def write_synthetic(root: Path, seed: int, optical: Modality, sar: Modality) -> 
         seed, scene_px, scene_px, "flood" if flood else "city", looks=4 / shrink**2, jitter_px=2 * shrink, **chances
     )  # fmt: skip
     reflectance = np.where(scene.optical == 0, np.nan, scene.optical)[[band - 1 for band in bands]]
-    images = _shrunk(np.concatenate([reflectance, scene.sar, scene.label[None]]).astype(np.float32), 2 * TILE_PX)
+    images = shrunk(np.concatenate([reflectance, scene.sar, scene.label[None]]).astype(np.float32), 2 * TILE_PX)
     valid = np.isfinite(images).all(0)
-    row, col = divmod(seed % 4, 2)
-    quarter = slice(None), slice(TILE_PX * row, TILE_PX * (row + 1)), slice(TILE_PX * col, TILE_PX * (col + 1))
+    drawn = {
+        "A": _drawn(images[:3], optical, fit_modality([images[:3, valid][..., None]], bands)) * valid,
+        "B": _drawn(images[3:4], sar, fit_modality([images[3:4, valid][..., None]], (1,), db=True)) * valid,
+        "label": np.where(images[4:] > 0.5, 255, 0).astype(np.uint8),
+    }
     grid = Grid(None, Affine.identity(), TILE_PX, TILE_PX)
-    for folder, part, as_in, own in (
-        ("A", images[:3], optical, fit_modality([images[:3, valid][..., None]], bands)),
-        ("B", images[3:4], sar, fit_modality([images[3:4, valid][..., None]], (1,), db=True)),
-    ):
-        path = root / folder / f"synthetic_{seed:05d}.tif"
-        write_raster(path, (_drawn(part, as_in, own) * valid)[quarter], grid, nodata=0)
-    label = np.where(images[4:] > 0.5, 255, 0).astype(np.uint8)
-    write_raster(root / "label" / f"synthetic_{seed:05d}.tif", label[quarter], grid)
+    for row, col in np.ndindex(2, 2):
+        rows, cols = (slice(TILE_PX * n, TILE_PX * (n + 1)) for n in (row, col))
+        for folder, image in drawn.items():
+            path = root / folder / f"synthetic_{seed:05d}_{row}_{col}.tif"
+            write_raster(path, image[:, rows, cols], grid, nodata=None if folder == "label" else 0)
 
 
-def _shrunk(images: Floats, edge: int) -> Floats:
+def shrunk(images: Floats, edge: int) -> Floats:
     """Mean over the pixels that become one: (C, H, W) -> (C, edge, edge)."""
     return adaptive_avg_pool2d(torch.from_numpy(images), edge).numpy()
 
@@ -81,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of OMBRIA, of which only train is read")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it links to the files of OMBRIA")
-    parser.add_argument("--scenes", type=int, default=124, help="synthetic scenes, a tile each (default 124)")
+    parser.add_argument("--scenes", type=int, default=124, help="synthetic scenes, four tiles each (default 124)")
     parser.add_argument("--val-fraction", type=float, default=0.15, help="share of OMBRIA's training tiles held out")
     parser.add_argument("--seed", type=int, default=0, help="of the blocks that are held out (default 0)")
     args = parser.parse_args(argv)
