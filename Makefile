@@ -4,7 +4,7 @@ BIN := .venv/bin
 QUICK = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .PHONY: install demo report-picture test coverage test-browser test-slow bench-speed bench-roofline bench-forms \
-	bench-loading bench-scene bench-curves bench-accuracy bench-accuracy-torchgeo bench-align check format clean
+	bench-loading bench-scene bench-curves bench-elsewhere bench-accuracy bench-accuracy-torchgeo bench-align check format clean
 
 install: .venv/installed
 
@@ -52,6 +52,10 @@ bench-loading: install
 
 bench-curves: install
 	$(BIN)/python benchmarks/curves.py $(DATA)
+
+# DATA: folder with pairs/ and scene_la/; WEIGHTS: other checkpoints than the one that comes along.
+bench-elsewhere: install
+	$(BIN)/python benchmarks/elsewhere.py $(WEIGHTS) --data $(DATA)
 
 # Accuracy: make bench-accuracy PROTOCOL=blocks DATA=ombria ROWS="quick boosting" SEEDS="0 1 2" OPTIONS="--epochs 20"
 # PROTOCOL is public, blocks, pairs (DATA: folder of scenes) or synthetic (no DATA); without ROWS all rows.
