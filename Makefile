@@ -4,7 +4,8 @@ BIN := .venv/bin
 QUICK = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .PHONY: install demo report-picture test coverage test-browser test-slow bench-speed bench-roofline bench-forms \
-	bench-loading bench-scene bench-curves bench-elsewhere bench-accuracy bench-accuracy-torchgeo bench-align check format clean
+	bench-loading bench-scene bench-curves bench-elsewhere bench-accuracy bench-accuracy-torchgeo bench-align check \
+	format clean
 
 install: .venv/installed
 

@@ -1,8 +1,8 @@
 """What weights make of places they do not know: `elsewhere.py [WEIGHTS ...] --data DATA`, DATA with pairs and scene_la.
 
-Each pair goes through `hetecd predict` as a user would have it, in the range of the scene where its values are foreign.
-Synthetic scenes (:mod:`hetecd.synth`, of seeds that no training has) are reflectance and linear power, half of them in
-true and half in false colour. Prints a Markdown table: for looking at weights, not for choosing them.
+Each pair goes through `hetecd predict --precision bf16`, in the range of the scene where its values are foreign and,
+since it needs that, for Gloucester. Synthetic scenes (:mod:`hetecd.synth`, of seeds that no training has) are
+reflectance and linear power, half of them in true and half in false colour. Prints a Markdown table.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from rasterio.crs import CRS
 
 from hetecd.cli import main as hetecd
 from hetecd.config import IGNORE
+from hetecd.errors import InputError
 from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.metrics import Confusion, confusion
 from hetecd.raster import Grid, read_raster, write_raster
@@ -58,32 +59,37 @@ PLACES = (
 )
 
 
-def pairs_of(data: Path, work: Path, edge_px: int = EDGE_PX) -> dict[str, list[Pair]]:
+def pairs_of(data: Path, work: Path) -> dict[str, list[Pair]]:
     """All pairs, by the name of their column; synthetic ones are written to ``work``."""
-    found = {
+    flood, city = data / "pairs" / "gloucester2", data / "scene_la"
+    flags = ("--align", "off", "--scaling", "scene")
+    real = {
+        "Gloucester": [Pair(flood / "pre.tif", flood / "post.tif", flood / "label.png", flags)],
+        "Los Angeles, unchanged": [Pair(city / "optical.tif", city / "sar.tif")],
+    }
+    for pair in (pair for pairs in real.values() for pair in pairs):
+        if not pair.before.is_file():
+            raise InputError(f"{pair.before}: no such file; expected pairs/ and scene_la/ in --data")
+    synthetic = {
         place.name: [
-            write_scene(work / f"{group}_{i}", SEED + 100 * group + i, place, NATURAL if i % 2 else FALSE, edge_px)
+            write_scene(work / f"{group}_{i}", SEED + 100 * group + i, place, NATURAL if i % 2 else FALSE)
             for i in range(place.scenes)
         ]
         for group, place in enumerate(PLACES)
     }
-    flood, city = data / "pairs" / "gloucester2", data / "scene_la"
-    flags = ("--align", "off", "--scaling", "scene")
-    found["Gloucester"] = [Pair(flood / "pre.tif", flood / "post.tif", flood / "label.png", flags)]
-    found["Los Angeles, unchanged"] = [Pair(city / "optical.tif", city / "sar.tif")]
-    return found
+    return synthetic | real
 
 
-def write_scene(out: Path, seed: int, place: Place, bands: Sequence[int], edge_px: int) -> Pair:
+def write_scene(out: Path, seed: int, place: Place, bands: Sequence[int]) -> Pair:
     """Write a scene as rasters: three bands of reflectance x 10000, one of linear power, the label."""
-    size, shrink = round(edge_px * place.shrink), place.shrink
+    size, shrink = round(EDGE_PX * place.shrink), place.shrink
     scene = make_scene(
         seed, size, size, place.kind, looks=max(1.0, 4 / shrink**2), jitter_px=min(4.0, 2 * shrink), change=place.change
     )
     optical = scene.optical[[band - 1 for band in bands]]
-    images = shrunk(np.concatenate([optical, scene.sar, scene.label[None]]).astype(np.float32), edge_px)
+    images = shrunk(np.concatenate([optical, scene.sar, scene.label[None]]).astype(np.float32), EDGE_PX)
     pixel_m = PIXEL_M * shrink
-    grid = Grid(CRS.from_epsg(32633), Affine(pixel_m, 0, 500_000, 0, -pixel_m, 5_000_000), edge_px, edge_px)
+    grid = Grid(CRS.from_epsg(32633), Affine(pixel_m, 0, 500_000, 0, -pixel_m, 5_000_000), EDGE_PX, EDGE_PX)
     pair = Pair(out / "optical.tif", out / "sar.tif", out / "label.tif")
     write_raster(pair.before, images[:3].round().astype(np.uint16), grid)
     write_raster(pair.after, images[3:4], grid)
@@ -107,19 +113,25 @@ def score(weights: str, pairs: Sequence[Pair], work: Path) -> str:
     return f"{100 * counts.fp / counts.total:.1f} % called"
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 0, or 1 after a failure whose reason was printed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("weights", nargs="*", default=[str(DEFAULT_WEIGHTS)], help="default: those that come along")
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/ and scene_la/")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        columns = pairs_of(args.data, Path(folder))
+        try:
+            columns = pairs_of(args.data, Path(folder))
+        except InputError as error:
+            print(f"elsewhere: error: {error}", file=sys.stderr)
+            return 1
         print(f"| weights | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
         for weights in args.weights:
             cells = [score(weights, pairs, Path(folder) / "map") for pairs in columns.values()]
-            print(f"| {Path(weights).stem} | {' | '.join(cells)} |", flush=True)
+            name = "/".join(Path(weights).parts[-2:])
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,23 +1,25 @@
-"""The training set of the weights that come along: `mixture.py --data ombria --out mixture`.
+"""A training set with synthetic scenes: `mixture.py --data ombria --out mixture --val-fraction 0`.
 
 OMBRIA's training tiles as they are, and quarters of synthetic scenes (:mod:`hetecd.synth`): floods and cities at 3 to
 10 m, drawn the way `predict` draws images in other units, each band in the range of its scene, in several choices of
 bands; some with clouds or without data in places, a part of them without any change. In OMBRIA there is hardly a place
 that is not flooded, and no true-colour image.
 
-`hetecd train recipes/default.yaml --data mixture` then holds out the blocks of OMBRIA that are in its ``val``.
+The weights that come along were trained on this one (docs/model-card.md). Without ``--val-fraction 0`` blocks of
+OMBRIA's training tiles become its ``val``, which `hetecd train` scores on.
 """
 
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from affine import Affine
 from numpy.typing import NDArray
-from protocols import link_tiles
+from protocols import link_tiles, once
 from torch.nn.functional import adaptive_avg_pool2d
 
 from hetecd.config import TrainConfig
@@ -72,6 +74,18 @@ def _drawn(image: Floats, as_in: Modality, own: Modality) -> Bytes:
     return np.clip(np.rint(low + own.normalise(image) * (high - low)), 1, 255).astype(np.uint8)
 
 
+def write_mixture(data: Path, scenes: int, val_fraction: float, seed: int, root: Path) -> None:
+    """Write ``root/train``, and ``root/val`` of the blocks held out, if any."""
+    tiles = find_tiles(data, "train")
+    optical, sar = fit_modalities(tiles, TrainConfig())
+    if val_fraction:
+        tiles, held = hold_out_blocks(tiles, val_fraction, seed)
+        link_tiles(root, {"val": held})
+    link_tiles(root, {"train": tiles})
+    for scene in range(SEED, SEED + scenes):
+        write_synthetic(root / "train", scene, optical, sar)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the mixture; 0, or 1 after a failure whose reason was printed."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -85,14 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.out.exists():
             raise InputError(f"{args.out}: exists, expected a new folder; name another one")
-        tiles = find_tiles(args.data, "train")
-        optical, sar = fit_modalities(tiles, TrainConfig())
-        if args.val_fraction:
-            tiles, held = hold_out_blocks(tiles, args.val_fraction, args.seed)
-            link_tiles(args.out, {"val": held})
-        link_tiles(args.out, {"train": tiles})
-        for seed in range(SEED, SEED + args.scenes):
-            write_synthetic(args.out / "train", seed, optical, sar)
+        if not (0 <= args.val_fraction < 1 and args.scenes >= 0):
+            raise InputError(
+                f"--val-fraction, --scenes: found {args.val_fraction:g} and {args.scenes}, expected 0 or more, "
+                "and a share below 1"
+            )
+        once(args.out, partial(write_mixture, args.data, args.scenes, args.val_fraction, args.seed))
     except HetecdError as error:
         print(f"mixture: error: {error}", file=sys.stderr)
         return 1

@@ -113,7 +113,7 @@ def pairs(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
         files = [(path.name, path.stat()) for path in sorted((root / name).iterdir())]
         key = _digest(str(root), *(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files), _source(HERE))
         place = work / f"pairs-{sizes.folds}-{key}" / name
-        _once(place / "tiles", partial(cut_scene, root / name, strips=sizes.folds))
+        once(place / "tiles", partial(cut_scene, root / name, strips=sizes.folds))
         tiles = find_tiles(place / "tiles", "")
         parts = [[tile for tile in tiles if tile.name.startswith(f"{k:02d}_")] for k in range(sizes.folds)]
         folds += _cross_validation(parts, place, name, {"before_is": before_is})
@@ -124,7 +124,7 @@ def synthetic(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     """Train on synthetic scenes, score on others."""
     key = _digest(_source(HERE), *(_source(path) for path in sorted(Path(hetecd.__file__).parent.glob("synth*.py"))))
     root = work / f"synthetic-{sizes.train_scenes}-{sizes.test_scenes}-{sizes.scene_px}-{sizes.tile_px}-{key}"
-    _once(root, partial(_write_synthetic, sizes=sizes))
+    once(root, partial(_write_synthetic, sizes=sizes))
     tests = [ScoredSet(name, root, name) for name in ("plain", "unchanged", "season")]
     tests += [ScoredSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
     # SAR is linear power there and optical reflectance in 16 bits, whatever a recipe says about 8-bit tiles.
@@ -153,7 +153,7 @@ def _source(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _once(root: Path, make: Callable[[Path], None]) -> None:
+def once(root: Path, make: Callable[[Path], None]) -> None:
     """Let ``make`` fill a folder, unless it is there: whole or not at all, as other runs may be reading it.
 
     Its name must tell what it is made of, or it is never made anew.
@@ -177,7 +177,7 @@ def _cross_validation(
     folds = []
     for k, held in enumerate(parts):
         root, rest = place / f"fold{k}", [tile for i, part in enumerate(parts) if i != k for tile in part]
-        _once(root, partial(link_tiles, splits={"train": rest, "test": held}))
+        once(root, partial(link_tiles, splits={"train": rest, "test": held}))
         label = f"{name}-{k}" if settings else f"block-{k}"
         folds.append(Fold(label, root, (ScoredSet(name, root, "test"),), settings))
     return folds

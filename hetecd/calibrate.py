@@ -88,7 +88,7 @@ def calibrate_like(checkpoint: Path | str, example: Path | str, out: Path | str)
     assert other is not None
     if model.info.calibration != (1.0, 0.0):
         raise CheckpointError(f"{checkpoint}: found calibrated weights, expected those of a training; take these")
-    model = _folded(model, *other.calibration, other.threshold)
+    model = folded(model, *other.calibration, other.threshold)
     assert model.info is not None
     save(out, model, model.info)
     return model.info
@@ -133,7 +133,7 @@ def calibrate(model: HeteCD, tiles: TileDataset, batch: int = 8) -> tuple[HeteCD
     found = Calibrated(
         slope, offset, float(thresholds[best]), float(found_ious[best]), float(before), int(counts.sum())
     )
-    return _folded(model, slope, offset, found.threshold), found
+    return folded(model, slope, offset, found.threshold), found
 
 
 def platt(counts: NDArray[np.float64]) -> tuple[float, float]:
@@ -183,8 +183,8 @@ def _logit(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.log(p / (1 - p))
 
 
-def _folded(model: HeteCD, slope: float, offset: float, threshold: float) -> HeteCD:
-    """The network with slope and offset in its last convolution: what follows it, a resize, changes neither."""
+def folded(model: HeteCD, slope: float, offset: float, threshold: float) -> HeteCD:
+    """A copy with slope and offset of the logit in its last convolution: what follows it, a resize, changes neither."""
     assert model.info is not None
     before = model.info.calibration
     calibration = (slope * before[0], slope * before[1] + offset)

@@ -144,9 +144,9 @@ def average_arguments(parser: ArgumentParser) -> None:
 
 def average(args: Namespace) -> None:
     """Mix a checkpoint with one trained on from it: much that is new, little that is lost."""
-    from hetecd.weights import average as mix
+    from hetecd.average import average as mean
 
-    print(f"threshold {mix(args.first, args.second, args.out, args.share).threshold:.2f}, not calibrated")
+    print(f"threshold {mean(args.first, args.second, args.out, args.share).threshold:.2f}, as of {args.first}")
     print(f"written: {args.out}")
 
 

@@ -5,7 +5,6 @@ stranger's file is safe.
 """
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from hetecd.model import HeteCD
 from hetecd.ops import freeze, keep_memory
 from hetecd.runtime import Precision
 
-__all__ = ["FORMAT", "average", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
+__all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
 ENCODER_FORMAT = "hetecd-encoder-1"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -134,51 +133,6 @@ def load(path: Path | str) -> HeteCD:
     fill(model, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, path)
     model.info = info
     return model.eval()
-
-
-def average(first: Path | str, second: Path | str, out: Path | str, share: float = 0.5) -> ModelInfo:
-    """Write the mean of two checkpoints, tensor by tensor: of a training and of what was trained on from it.
-
-    Half way between them a network has often learned what was new and not yet lost what it knew (WiSE-FT, Wortsman et
-    al. 2022). The mean of two trainings that began apart is of no use.
-
-    Args:
-        first: a checkpoint, whose description the new one takes over but for data, threshold and calibration.
-        second: another of the same network and the same inputs.
-        out: file to write.
-        share: of the second, 0 to 1.
-
-    Returns:
-        What the new file says about itself. Its probabilities count as not calibrated, its threshold is the mean.
-
-    Raises:
-        ConfigError: a share out of range.
-        CheckpointError: one of the two is none, they differ in network or inputs, or ``out`` is no name for one.
-        OutputError: ``out`` cannot be written.
-    """
-    check_name(out)
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share: found {share}, expected 0 to 1")
-    model, other = load(first), load(second)
-    one, two = model.info, other.info
-    assert one is not None
-    assert two is not None
-    for name in ("model", "optical", "sar", "before_is"):
-        if getattr(one, name) != getattr(two, name):
-            raise CheckpointError(
-                f"{second}: found another {name} than in {first}, expected a checkpoint trained on from that"
-            )
-    mixed = other.state_dict()
-    tensors = {
-        key: torch.lerp(mine, mixed[key], share) if mine.is_floating_point() else mine
-        for key, mine in model.state_dict().items()
-    }
-    model.load_state_dict(tensors)
-    threshold = round((1 - share) * one.threshold + share * two.threshold, 2)
-    data = "; ".join(dict.fromkeys((one.data, two.data)))
-    info = replace(one, data=data, threshold=threshold, calibration=(1.0, 0.0), scores={})
-    save(out, model, info)
-    return info
 
 
 def save_encoder(path: Path | str, tensors: dict[str, Tensor], name: str) -> None:

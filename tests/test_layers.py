@@ -24,7 +24,7 @@ ROWS = [
     {"figures", "gallery"},
     {"evaluate", "distances", "export", "serve"},
     {"calibrate"},
-    {"train"},
+    {"train", "average"},
     {"runs"},
     {"run_report"},
     {"flags"},
@@ -34,7 +34,7 @@ ROWS = [
 ]
 OWNERS = {
     "torch": {"ops", "encoder", "residual", "difference", "losses", "model", "weights", "convert", "augment", "data",
-              "resume", "calibrate", "train", "distances", "graph", "export"},
+              "resume", "calibrate", "average", "train", "distances", "graph", "export"},
     "openvino": {"export", "runtime"},
     "onnxruntime": {"runtime"},
     "onnx": {"export"},

@@ -82,3 +82,12 @@ def test_all_tiles_are_trained_on_where_none_is_held_out(ombria: Path, tmp_path:
     assert mixture.main(["--data", str(ombria), "--out", str(out), "--scenes", "0", "--val-fraction", "0"]) == 0
     assert [tile.name for tile in find_tiles(out, "train")] == [tile.name for tile in find_tiles(ombria, "train")]
     assert not (out / "val").exists()
+
+
+@pytest.mark.parametrize("flags", [["--val-fraction", "nan"], ["--val-fraction", "2"], ["--scenes", "-3"]])
+def test_what_makes_no_set_leaves_nothing(
+    ombria: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mixture.main(["--data", str(ombria), "--out", str(tmp_path / "out"), *flags]) == 1
+    assert "mixture: error: --val-fraction, --scenes: found" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

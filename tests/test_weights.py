@@ -16,7 +16,7 @@ from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
-from hetecd.weights import average, load, predictor, save
+from hetecd.weights import load, predictor, save
 
 INFO = ModelInfo(
     model=ModelConfig(encoder="mit_b0", width=8, optical_channels=4, sar_channels=1, attention="rescaled"),
@@ -169,32 +169,3 @@ def test_public_names_are_loaded_on_first_use() -> None:
         assert not [name for name, value in found.items() if isinstance(value, types.ModuleType)]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = hetecd.lod
-
-
-def test_the_mean_of_two_checkpoints_lies_between_them(net: HeteCD, tmp_path: Path) -> None:
-    first, second, mean = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "mean"))
-    info = dataclasses.replace(INFO, calibration=(0.8, -0.6))
-    save(first, net, info)
-    other = HeteCD(INFO.model)
-    other.load_state_dict({k: v + 1 for k, v in net.state_dict().items()})
-    save(second, other, dataclasses.replace(INFO, threshold=0.5, data="elsewhere"))
-    assert average(first, second, mean, 0.25) == load(mean).info
-    for key, value in load(mean).state_dict().items():
-        wanted = net.state_dict()[key] + (0.25 if value.is_floating_point() else 0)
-        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
-    assert load(mean).info == dataclasses.replace(INFO, threshold=0.44, data="somewhere; elsewhere", scores={})
-    average(first, second, mean, 0)
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in load(mean).state_dict().items())
-
-
-def test_only_what_belongs_together_is_averaged(net: HeteCD, tmp_path: Path) -> None:
-    first, second, out = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "out"))
-    save(first, net, INFO)
-    save(second, net, dataclasses.replace(INFO, sar=dataclasses.replace(INFO.sar, low=(-30.0,))))
-    with pytest.raises(CheckpointError, match=r"second\.safetensors: found another sar than in .*first\.safetensors"):
-        average(first, second, out)
-    with pytest.raises(ConfigError, match=r"share: found 1\.5, expected 0 to 1"):
-        average(first, first, out, 1.5)
-    with pytest.raises(CheckpointError, match=r"expected a name that ends in \.safetensors"):
-        average(first, first, tmp_path / "out.pt")
-    assert not out.exists()
