@@ -9,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from hetecd.calibrate import folded
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.info import ModelInfo
-from hetecd.model import HeteCD
-from hetecd.weights import check_name, load, save
+from hetecd.weights import check_name, folded, load, save, unfolded
 
 OF_TRAINING = {"dropout", "drop_path", "decoder_dropout", "token_dropout"}  # a network in use does not have them
 
@@ -50,7 +48,7 @@ def average(first: Path | str, second: Path | str, out: Path | str, share: float
             f"{second}: found another {', '.join(odd)} than in {first}, expected what was trained on from that; "
             "take a training with --start-from"
         )
-    mean, tensors = _raw(one), _raw(two).state_dict()
+    mean, tensors = unfolded(one), unfolded(two).state_dict()
     for key, value in mean.state_dict().items():
         tensors[key] = torch.lerp(value, tensors[key], share) if value.is_floating_point() else value
     mean.load_state_dict(tensors)
@@ -62,13 +60,6 @@ def average(first: Path | str, second: Path | str, out: Path | str, share: float
     )
     save(out, folded(mean, *known.calibration, known.threshold), info)
     return info
-
-
-def _raw(model: HeteCD) -> HeteCD:
-    """A network as it was before it was calibrated."""
-    assert model.info is not None
-    slope, offset = model.info.calibration
-    return folded(model, 1 / slope, -offset / slope, model.info.threshold)
 
 
 def _kind(info: ModelInfo) -> dict[str, object]:

@@ -8,15 +8,11 @@ Take tiles that the weights were not trained on: the held-out ones of a training
 weights that were trained on all tiles, take over what was fitted to those of a training that held some out.
 """
 
-import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from hetecd.config import TrainConfig
 from hetecd.data import TileDataset, find_tiles
@@ -24,7 +20,7 @@ from hetecd.errors import CheckpointError, InputError
 from hetecd.evaluate import predict_tiles
 from hetecd.info import ModelInfo
 from hetecd.model import HeteCD
-from hetecd.weights import check_name, load, predictor, save
+from hetecd.weights import check_name, folded, load, predictor, save
 
 LIMIT = 14.0  # of logits
 BINS = 1 << 17
@@ -181,22 +177,3 @@ def _ious(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def _logit(prob: NDArray[np.floating]) -> NDArray[np.float64]:
     p = np.clip(prob.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
-
-
-def folded(model: HeteCD, slope: float, offset: float, threshold: float) -> HeteCD:
-    """A copy with slope and offset of the logit in its last convolution: what follows it, a resize, changes neither."""
-    assert model.info is not None
-    before = model.info.calibration
-    calibration = (slope * before[0], slope * before[1] + offset)
-    info = dataclasses.replace(model.info, threshold=threshold, calibration=calibration)
-    model = copy.deepcopy(model)
-    head = model.decoder.head
-    last = head[-1] if isinstance(head, nn.Sequential) else head
-    assert isinstance(last, nn.Conv2d)
-    assert last.bias is not None
-    with torch.no_grad():
-        last.weight.mul_(slope)
-        last.bias.mul_(slope)
-        last.bias[1] += offset
-    model.info = info
-    return model

@@ -5,6 +5,7 @@ stranger's file is safe.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def fresh(config: ModelConfig, seed: int, encoder_weights: str = "", start_from:
         config: the network.
         seed: of its initial weights.
         encoder_weights: converted file for both encoders, "" = none.
-        start_from: checkpoint with all weights, "" = none.
+        start_from: checkpoint with all weights, "" = none; without its calibration, which is not for training.
 
     Raises:
         CheckpointError: a file is of another encoder or network, or neither converted encoder nor checkpoint.
@@ -177,8 +178,34 @@ def fresh(config: ModelConfig, seed: int, encoder_weights: str = "", start_from:
         for encoder in (model.optical_encoder, model.sar_encoder):
             load_encoder(encoder_weights, encoder, config.encoder)
     if start_from:
-        fill(model, load(start_from).state_dict(), start_from)
+        fill(model, unfolded(load(start_from)).state_dict(), start_from)
     return model
+
+
+def folded(model: HeteCD, slope: float, offset: float, threshold: float) -> HeteCD:
+    """A copy with slope and offset of the logit in its last convolution: what follows it, a resize, changes neither."""
+    assert model.info is not None
+    before = model.info.calibration
+    calibration = (slope * before[0], slope * before[1] + offset)
+    info = replace(model.info, threshold=threshold, calibration=calibration)
+    model = copy.deepcopy(model)
+    head = model.decoder.head
+    last = head[-1] if isinstance(head, torch.nn.Sequential) else head
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight.mul_(slope)
+        last.bias.mul_(slope)
+        last.bias[1] += offset
+    model.info = info
+    return model
+
+
+def unfolded(model: HeteCD) -> HeteCD:
+    """A copy as it was before it was calibrated, its threshold as it is."""
+    assert model.info is not None
+    slope, offset = model.info.calibration
+    return folded(model, 1 / slope, -offset / slope, model.info.threshold)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:

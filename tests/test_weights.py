@@ -16,7 +16,7 @@ from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.model import HeteCD
-from hetecd.weights import load, predictor, save
+from hetecd.weights import folded, fresh, load, predictor, save
 
 INFO = ModelInfo(
     model=ModelConfig(encoder="mit_b0", width=8, optical_channels=4, sar_channels=1, attention="rescaled"),
@@ -169,3 +169,13 @@ def test_public_names_are_loaded_on_first_use() -> None:
         assert not [name for name, value in found.items() if isinstance(value, types.ModuleType)]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = hetecd.lod
+
+
+def test_training_goes_on_from_calibrated_weights_without_their_calibration(net: HeteCD, tmp_path: Path) -> None:
+    calibrated = folded(net, 0.8, -0.6, 0.4)
+    assert calibrated.info is not None
+    save(tmp_path / "calibrated.safetensors", calibrated, calibrated.info)
+    begun = fresh(INFO.model, 1, start_from=str(tmp_path / "calibrated.safetensors")).state_dict()
+    assert not torch.equal(calibrated.decoder.head[-1].bias, net.decoder.head[-1].bias)
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(begun[key], value, rtol=0, atol=1e-6)
