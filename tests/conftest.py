@@ -33,6 +33,14 @@ QUICK = {
 }  # fmt: skip
 
 
+def described(info: ModelInfo) -> HeteCD:
+    """A network of random weights, always the same, that carries a description."""
+    torch.manual_seed(0)
+    net = HeteCD(info.model).eval()
+    net.info = info
+    return net
+
+
 @pytest.fixture
 def shared() -> Path:
     """Real data and parity numbers beside the repository; the test is skipped where they are absent."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import described
 
 from hetecd import cli
 from hetecd.average import average
@@ -27,10 +28,7 @@ INFO = ModelInfo(
 
 @pytest.fixture
 def net() -> HeteCD:
-    torch.manual_seed(0)
-    net = HeteCD(INFO.model).eval()
-    net.info = INFO
-    return net
+    return described(INFO)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import described
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -32,10 +33,7 @@ INFO = ModelInfo(
 
 @pytest.fixture
 def net() -> HeteCD:
-    torch.manual_seed(0)
-    net = HeteCD(INFO.model).eval()
-    net.info = INFO
-    return net
+    return described(INFO)
 
 
 def test_round_trip_of_network_and_description(net: HeteCD, tmp_path: Path) -> None:
