@@ -11,6 +11,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def pairs_of(data: Path, work: Path) -> dict[str, list[Pair]]:
         "Gloucester": [Pair(flood / "pre.tif", flood / "post.tif", flood / "label.png", flags)],
         "Los Angeles, unchanged": [Pair(city / "optical.tif", city / "sar.tif")],
     }
-    for pair in (pair for pairs in real.values() for pair in pairs):
+    for pair in chain.from_iterable(real.values()):
         if not pair.before.is_file():
             raise InputError(f"{pair.before}: no such file; expected pairs/ and scene_la/ in --data")
     synthetic = {
