@@ -59,7 +59,11 @@ def bounds_wgs84(grid: Grid) -> tuple[float, float, float, float] | None:
         bounds = transform_bounds(grid.crs, WGS84, *grid.bounds)
     except NOWHERE:
         return None
-    return bounds if np.isfinite(bounds).all() else None
+    if not np.isfinite(bounds).all():
+        return None
+    west, south, east, north = bounds
+    west, east = (-180.0, 180.0) if east - west > 360 - 1e-6 else _within_180(np.array([west, east])).tolist()
+    return west, south, east, north
 
 
 def outline_wgs84(grid: Grid) -> list[list[float]]:
@@ -71,7 +75,13 @@ def outline_wgs84(grid: Grid) -> list[list[float]]:
     steps = np.linspace(0, 4, 4 * EDGE_POINTS + 1)
     rows, cols = np.interp(steps, np.arange(5), down), np.interp(steps, np.arange(5), along)
     x, y = grid.transform @ (cols[::-1] * grid.width, rows[::-1] * grid.height)
-    return [list(point) for point in zip(*transform_points(grid.crs, WGS84, x, y), strict=True)]
+    lon, lat = (np.array(values) for values in transform_points(grid.crs, WGS84, x, y))
+    return np.column_stack([_within_180(lon), lat]).tolist()
+
+
+def _within_180(lon: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Longitudes of a grid that is in degrees and goes on beyond the antimeridian."""
+    return np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
 
 
 class PixelAreas:

@@ -25,7 +25,7 @@ from rasterio.transform import Affine
 
 from hetecd.errors import InputError
 from hetecd.modality import Floats
-from hetecd.place import Place, at_grid, box_of, pixel_of, place_of
+from hetecd.place import Place, at_grid, box_of, pixel_of, place_of, side_by_side
 from hetecd.raster import (
     Bools,
     Grid,
@@ -97,10 +97,10 @@ class Image:
         parts = []
         try:
             for granule in self.granules:
-                place = granule.place if grid.crs else replace(granule.place, transform=Affine.identity())
-                box = box_of(place, at_grid(target))
+                place, plane = side_by_side(_place(granule, grid), target)
+                box = box_of(place, at_grid(plane))
                 if box and (box[1] > 0).all() and (box[0] < grid.shape[::-1]).all():
-                    parts.append((box[0] - MARGIN_PX, box[1] + MARGIN_PX, self._reader(stack, granule, place, target)))
+                    parts.append((box[0] - MARGIN_PX, box[1] + MARGIN_PX, self._reader(stack, granule, place, plane)))
         except (RasterioError, CPLE_BaseError, CRSError) as error:
             raise self._no_way_to(grid, error) from error
         if not parts:
@@ -133,14 +133,11 @@ class Image:
         Read at full size it gives what :meth:`on` gives, shrunk it is read fast. Arguments and errors are those of
         :meth:`on`, but each band can be read once only.
         """
-        plane = _moved(grid, move)
-        places = [g.place if grid.crs else replace(g.place, transform=Affine.identity()) for g in self.granules]
+        target = _moved(grid, move)
         try:
-            if any((place.crs is None) != (grid.crs is None) for place in places):
+            if any((g.place.crs is None) != (grid.crs is None) for g in self.granules):
                 raise CRSError("one of the two has none")
-            xml = [
-                _warped(g.dataset, self.numbers, place, plane) for g, place in zip(self.granules, places, strict=True)
-            ]
+            xml = [_warped(g.dataset, self.numbers, *side_by_side(_place(g, grid), target)) for g in self.granules]
             return [stack.enter_context(rasterio.open(text)) for text in xml]
         except (RasterioError, CPLE_BaseError, CRSError) as error:
             raise self._no_way_to(grid, error) from error
@@ -230,6 +227,11 @@ def _check_mosaic(folder: Path | str, granules: Sequence[Granule]) -> None:
                 f"{folder}: found {Path(other.path).name} and {Path(granule.path).name} of the same grid, expected "
                 "one file per place; stack bands to one file (rio stack), keep one date"
             )
+
+
+def _place(granule: Granule, grid: Grid) -> Place:
+    """Where a granule lies; by the numbers of its pixels where the grid has no CRS."""
+    return granule.place if grid.crs else replace(granule.place, transform=Affine.identity())
 
 
 def _moved(grid: Grid, move: Affine | None) -> Grid:

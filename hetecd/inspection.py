@@ -25,7 +25,7 @@ from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
 from hetecd.modality import FOREIGN, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
-from hetecd.place import at_grid, pixel_of
+from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
 from hetecd.stream import check_tile
 from hetecd.tiles import Window, spread, starts
@@ -310,8 +310,8 @@ def _covered(image: Image, grid: Grid) -> Bools:
     )
     inside = np.zeros(cols.shape, bool)
     for granule in image.granules:
-        place = granule.place
-        at = np.array([cols, rows]) if place.crs is None else pixel_of(at_grid(grid), place, cols, rows)
+        place, plane = side_by_side(granule.place, grid)
+        at = np.array([cols, rows]) if place.crs is None else pixel_of(at_grid(plane), place, cols, rows)
         inside |= ((at >= 0) & (at < np.array([[place.width], [place.height]]))).all(0)
     return inside.reshape(LATTICE, LATTICE)
 

@@ -5,9 +5,10 @@ rational polynomials (RPCs), such as those of very high resolution images. Betwe
 which meets every one. Terrain is not looked at: RPCs are taken at the mean height that they state.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,8 @@ from hetecd.raster import WGS84, Grid, grid_of
 # some thousandths of a pixel from the polynomials, which GDAL itself would invert to a tenth only.
 RPC_TIES, RPC_MARGIN, RPC_ERROR_PX = 15, 0.1, 0.001
 EDGE_POINTS = 33  # along each edge of an image whose outline is wanted
+
+P = TypeVar("P", "Place", Grid)
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,41 @@ def _on_a_plane(place: Place) -> Place:
     x = np.array([tie.x for tie in place.ties])
     if place.crs is None or not place.crs.is_geographic or (x.max() <= 180 and np.ptp(x) <= 180):
         return place
-    y = [tie.y for tie in place.ties]
-    crs = metric_crs(replace(place, ties=_moved(place.ties, x % 360, y)))
-    return replace(place, crs=crs, ties=_moved(place.ties, *transform_points(place.crs, crs, x, y)))
+    return replace(place, crs=_from_180(place.crs), ties=_moved(place.ties, x % 360 - 180, [t.y for t in place.ties]))
+
+
+def side_by_side(place: Place, grid: Grid) -> tuple[Place, Grid]:
+    """The same place and grid, in degrees from the antimeridian where they lie beyond 180 degrees east or west.
+
+    What is brought to degrees ends at 180, so that of an image that goes on there a part would seem empty.
+    """
+    (least, greatest), (first, last) = (_extent_x(where) for where in (place, at_grid(grid)))
+    if place.crs is None or (place.crs == grid.crs and max(least, first) < min(greatest, last)):
+        return place, grid
+    return _within_180(place, least, greatest), _within_180(grid, first, last)
+
+
+def _extent_x(place: Place) -> tuple[float, float]:
+    x, _ = place.ground(*place.outline())
+    return float(x.min()), float(x.max())
+
+
+def _within_180(where: P, least: float, greatest: float) -> P:
+    """A place or grid between these degrees, counted from the antimeridian if they reach beyond it and fit then."""
+    turn = -180 if greatest > 180 else 180
+    beyond = least < -180 or greatest > 180
+    if where.crs is None or where.transform is None or not (where.crs.is_geographic and beyond):
+        return where
+    if least + turn < -180 or greatest + turn > 180:
+        return where
+    return replace(where, crs=_from_180(where.crs), transform=Affine.translation(turn, 0) @ where.transform)
+
+
+def _from_180(crs: CRS) -> CRS:
+    """A CRS in degrees with the antimeridian as its prime meridian."""
+    name = r'"[^"]*"'
+    wkt = re.sub(rf"PRIMEM\[{name},0(,AUTHORITY\[{name},{name}\])?\]", 'PRIMEM["antimeridian",180]', crs.to_wkt())
+    return CRS.from_wkt(re.sub(rf",AUTHORITY\[{name},{name}\]\]$", "]", wkt))  # that of the CRS, which it is no longer
 
 
 def _moved(ties: Sequence[GroundControlPoint], x: ArrayLike, y: ArrayLike) -> tuple[GroundControlPoint, ...]:

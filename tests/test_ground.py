@@ -7,7 +7,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
-from hetecd.ground import PixelAreas, area_m2, bounds_wgs84, pixel_m
+from hetecd.ground import PixelAreas, area_m2, bounds_wgs84, outline_wgs84, pixel_m
 from hetecd.raster import Grid
 
 AXIS_M, FLATTENING = 6378137.0, 1 / 298.257223563
@@ -122,3 +122,22 @@ def test_bounds_on_earth():
     assert (np.array(lon) % 360 >= west - 1e-6).all()
     assert (np.array(lon) % 360 <= east + 360 + 1e-6).all()
     assert south <= min(lat) <= max(lat) <= north
+
+
+@pytest.mark.parametrize(
+    ("first", "edges"),
+    [(179, (179, -179)), (-181, (179, -179)), (190, (-170, -168)), (-180, (-180, -178)), (178, (178, 180))],
+)
+def test_bounds_in_degrees_that_go_on_beyond_the_antimeridian(first, edges):
+    grid = Grid(CRS.from_epsg(4326), Affine(0.1, 0, first, 0, -0.1, 50), 10, 20)
+    assert bounds_wgs84(grid) == pytest.approx((edges[0], 49, edges[1], 50))
+    lon = np.array(outline_wgs84(grid))[:, 0]
+    assert (np.abs(lon) <= 180).all()
+    if edges[0] < edges[1]:
+        assert (lon.min(), lon.max()) == pytest.approx(edges)
+
+
+def test_bounds_of_the_whole_world():
+    for first in (-180, 0, -180.05):
+        grid = Grid(CRS.from_epsg(4326), Affine(0.1, 0, first, 0, -0.1, 50), 10, 3600)
+        assert bounds_wgs84(grid) == pytest.approx((-180, 49, 180, 50))

@@ -24,6 +24,7 @@ from hetecd.tiles import Window
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SHAPE = 400, 500
 WHOLE: dict[str, np.ndarray] = {}  # of each kind of tie points, read at once
+FIJI, FIJI_CORNER = CRS.from_epsg(32760), (818_394.0, 8_118_550.0)
 NEXT_ZONE = CRS.from_epsg(32632)
 
 
@@ -246,3 +247,25 @@ def test_an_image_far_from_the_grid(tmp_path):
     with open_image(far, (1,)) as image, ExitStack() as stack, pytest.raises(InputError, match="no overlap") as error:
         image.on(stack, grid)
     assert "in EPSG:4326 against [700000, 5004000, 701000, 5005000] in EPSG:32633" in str(error.value)
+
+
+@pytest.mark.parametrize("sar_degrees", [None, 0, -360])
+@pytest.mark.parametrize("optical_degrees", [None, 0, -360])
+def test_images_across_the_antimeridian(tmp_path, optical_degrees, sar_degrees):
+    """In degrees each goes on beyond 180 from either side, or both are in UTM; no part may seem empty."""
+
+    def image(name, degrees):
+        lon, lat, step = 179.99 + (degrees or 0), -16.995, 1e-4
+        grid = Grid(WGS84, Affine(step, 0, lon, 0, -step, lat), 100, 200)
+        if degrees is None:
+            grid = Grid(FIJI, Affine(10, 0, FIJI_CORNER[0], 0, -10, FIJI_CORNER[1]), 110, 210)
+        rows, cols = np.indices(grid.shape) + 0.5
+        x, y = grid.transform @ (cols.ravel(), rows.ravel())
+        if degrees is None:
+            x, y = (np.array(v) for v in transform_points(FIJI, WGS84, x, y))
+        values = 1e4 * (x % 360 - 179.9) + 3e3 * (y + 17.1)
+        return save(tmp_path / f"{name}.tif", grid, values.reshape(1, *grid.shape).astype(np.float32))
+
+    optical, sar, valid = read(image("optical", optical_degrees), image("sar", sar_degrees))
+    assert valid.mean() > 0.85
+    assert np.abs(optical - sar)[:, valid].max() < 0.5  # of 1 for each pixel of degrees; the border is stretched
