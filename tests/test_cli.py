@@ -327,6 +327,23 @@ def test_a_pair_without_crs_is_mapped_without_an_area(
     assert "ha" not in said.split("written")[0].replace("changed", "")
 
 
+@pytest.mark.parametrize(("registers", "precision", "told"), [(True, "auto", 1), (True, "f32", 0), (False, "auto", 0)])
+def test_predict_tells_what_a_processor_with_matrix_registers_could_save(
+    registers: bool,
+    precision: str,
+    told: int,
+    scene: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("hetecd.ops.MATRIX_REGISTERS", registers)
+    words = ["-o", str(tmp_path / "map"), "--weights", str(checkpoint), "--align", "off", "--precision", precision]
+    assert cli.main(["predict", str(scene / "optical.tif"), str(scene / "sar.tif"), *words]) == 0
+    assert sum("half the time" in line for line in caplog.messages) == told
+
+
 def test_a_finished_scene_is_known_before_anything_is_read(
     checkpoint: Path,
     scene: Path,
