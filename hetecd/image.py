@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -26,6 +27,7 @@ from rasterio.transform import Affine
 from hetecd.errors import InputError
 from hetecd.modality import Floats
 from hetecd.place import Place, at_grid, box_of, pixel_of, place_of, side_by_side
+from hetecd.products import is_product
 from hetecd.raster import (
     Bools,
     Grid,
@@ -183,13 +185,31 @@ def open_image(path: Path | str, numbers: Sequence[int]) -> Iterator[Image]:
             granules.append(Granule(dataset, place_of(dataset, file), file))
         if is_folder:
             _check_mosaic(path, granules)
-            log.info("%s: %d granule%s, taken as one image", path, len(granules), "s"[: len(granules) != 1])
+            _say_once(f"{path}: {_in_words(granules)}, taken as one image")
         yield Image(path, tuple(numbers), tuple(granules))
 
 
+@lru_cache(maxsize=64)
+def _say_once(text: str) -> None:
+    """Log what holds for an image however often it is opened."""
+    log.info(text)
+
+
+def _in_words(granules: Sequence[Granule]) -> str:
+    if len(granules) == 1 and is_product(granules[0].path):
+        return f"bands {', '.join(granules[0].dataset.descriptions)} of a product"
+    return f"{len(granules)} granule{'s'[: len(granules) != 1]}"
+
+
 def granule_files(folder: Path | str) -> list[Path]:
-    """Images in a folder, by name; InputError where there are none."""
-    names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in GRANULES and not p.name.startswith("."))
+    """Images in a folder, by name, products being one each; InputError where there are none."""
+    if is_product(folder):
+        return [Path(folder)]
+    names = sorted(
+        path
+        for path in Path(folder).iterdir()
+        if not path.name.startswith(".") and (path.suffix.lower() in GRANULES or is_product(path))
+    )
     if not names:
         raise InputError(f"{folder}: found no image, expected granules ({', '.join(GRANULES)}); check the path")
     return names

@@ -23,7 +23,7 @@ from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
 from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
-from hetecd.modality import FOREIGN, Floats, Modality, looks_like
+from hetecd.modality import Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
@@ -140,6 +140,7 @@ def _side(
         "height": own.height if len(image.granules) > 1 else place.height,
         "width": own.width if len(image.granules) > 1 else place.width,
         "bands": dataset.count,
+        "band_names": list(dataset.descriptions),
         "dtype": dataset.dtypes[0],
         "crs": None if place.crs is None else crs_text(place.crs),
         "placed_by": place.by,
@@ -210,7 +211,7 @@ def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality
     if len(sample) != modality.channels:
         return
     # As the network will: the values as they stand, or in dB where it wants so.
-    if modality.in_unit(side["scale"]).outlying(sample[None, :, :, None]) > FOREIGN:
+    if modality.in_unit(side["scale"]).is_foreign(sample[None, :, :, None]):
         wanted = "decibels" if modality.unit == "dB" else "linear power" if modality.db else modality.unit
         trained = f"{wanted} from {min(modality.low):g} to {max(modality.high):g}{' dB' if modality.db else ''}"
         found = f"{side['scale']} from {min(v['low'] for v in side['values']):.4g} to "
@@ -414,10 +415,15 @@ def _side_in_words(side: Side) -> Iterator[str]:
         west, south, east, north = side["bounds_wgs84"]
         yield f"  degrees   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north"
     yield f"  nodata    {side['nodata']}, {side['invalid']:.1%} of the pixels invalid"
-    ranges = "; ".join(f"band {v['band']}: {v['low']:.4g} to {v['high']:.4g}" for v in side["values"])
+    ranges = "; ".join(f"{_band(side, v['band'])}: {v['low']:.4g} to {v['high']:.4g}" for v in side["values"])
     yield f"  values    {side['scale']}, {ranges}"
     if side["date"]:
         yield f"  date      {side['date']}"
+
+
+def _band(side: Side, number: int) -> str:
+    name = side["band_names"][number - 1]
+    return f"band {number} ({name})" if name else f"band {number}"
 
 
 def _size(of: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
 FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
+BRIGHT = 0.02  # share of values above 255 from which it is no 8-bit picture, whatever the others are
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ class Modality:
         valid = np.isfinite(x).sum()
         return float(((x < low) | (x > high)).sum() / valid) if valid else 0.0
 
+    def is_foreign(self, raw: Floats) -> bool:
+        """Whether an image, as for :meth:`outlying`, is of another kind than those of training: of another range, or
+        counts of a sensor where those were 8-bit pictures, with which they share a part of it."""
+        pictures = not self.db and self.unit == "digital number" and min(self.low) >= 0 and max(self.high) <= 255
+        return self.outlying(raw) > FOREIGN or (pictures and share_above_8_bits(raw) > BRIGHT)
+
 
 @dataclass(frozen=True)
 class Scaled:
@@ -189,6 +196,12 @@ def mirrored(compute: Predictor) -> Predictor:
 def to_db(power: Floats) -> Floats:
     """Linear power to decibel, floored at -60 dB; NaN stays NaN."""
     return (10.0 * np.log10(np.maximum(power, DB_FLOOR))).astype(np.float32)
+
+
+def share_above_8_bits(raw: Floats) -> float:
+    """Share of the valid values above 255."""
+    valid = np.isfinite(raw).sum()
+    return float((raw > 255).sum() / valid) if valid else 0.0
 
 
 def looks_like(sample: Floats) -> str:

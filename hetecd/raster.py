@@ -29,6 +29,7 @@ from rasterio.transform import Affine
 from hetecd.errors import InputError
 from hetecd.files import replacing, writing
 from hetecd.modality import Floats
+from hetecd.products import is_product, product_vrt
 from hetecd.tiles import Window
 
 Bools = NDArray[np.bool_]
@@ -152,16 +153,18 @@ def open_raster(path: Path | str) -> Iterator[Any]:
     """Open for reading; InputError when the file is missing or no raster.
 
     Args:
-        path: a file, or what else GDAL takes for a raster: https://..., /vsi..., NETCDF:FILE:VARIABLE.
+        path: a file, or what else GDAL takes for a raster: https://..., /vsi..., NETCDF:FILE:VARIABLE; or the folder
+            of a product, see :mod:`hetecd.products`.
     """
     name = str(path)
-    if not FOR_GDAL.match(name) and not os.path.isfile(name):
+    product = is_product(path)
+    if not product and not FOR_GDAL.match(name) and not os.path.isfile(name):
         found = "a folder" if os.path.isdir(name) else "no such file"
         raise InputError(f"{name}: found {found}, expected a raster; check the path")
     try:
         with rasterio.Env(**READING), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
-            dataset = rasterio.open(name)
+            dataset = rasterio.open(product_vrt(path) if product else name)
     except (RasterioError, OSError, UnicodeError) as error:
         hint = "check the address, or download the file" if is_remote(name) else "use GeoTIFF, PNG or JPEG"
         raise InputError(f"{name}: not a raster that GDAL can read ({one_line(error)}); {hint}") from None

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hetecd.config import Role
-from hetecd.modality import FOREIGN, Floats, Modality, fit_modality, looks_like
+from hetecd.modality import Floats, Modality, fit_modality, looks_like, share_above_8_bits
 from hetecd.pair import Pair
 from hetecd.tiles import spread
 
@@ -55,18 +55,21 @@ def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "
 def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> Modality:
     kind = looks_like(sample)
     if how == "auto":
-        if modality.outlying(sample) <= FOREIGN:
+        if not modality.is_foreign(sample):
             return modality
         other = modality.in_unit(kind)
-        if other != modality and other.outlying(sample) <= FOREIGN:
+        if other != modality and not other.is_foreign(sample):
             log.info("%s: found %s, converted: the weights know %s", role, kind, modality.unit)
             return other
-    own = fit_modality([sample], modality.bands, role == "sar" and kind == "linear", modality.gsd_m)
+    power = role == "sar" and kind == "linear"
+    # Counts of a SAR sensor are power or amplitude: in decibels, stretched to the range of the scene, the same.
+    counts = role == "sar" and kind == "digital numbers" and share_above_8_bits(sample) > 0
+    own = fit_modality([sample], modality.bands, power or counts, modality.gsd_m)
     log.warning(
         "%s: scaled by the range of this scene, %s (%s), in place of that of training, %s (%s); check the map",
         role, _range(own), kind, _range(modality), modality.unit,
     )  # fmt: skip
-    return replace(own, unit="dB" if kind == "decibels" else "linear power" if own.db else "digital number")
+    return replace(own, unit="dB" if kind == "decibels" else "linear power" if power else "digital number")
 
 
 def _range(modality: Modality) -> str:

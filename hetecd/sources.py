@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import hetecd
 from hetecd.files import sha256
 from hetecd.image import granule_files
+from hetecd.products import is_product, product_files
 from hetecd.raster import files_of, is_remote, open_raster
 
 HTTP = re.compile(r"(?:/vsicurl/)?(https?://.+)")
@@ -35,7 +36,9 @@ def identify(path: Path | str) -> dict[str, Any]:
     if match := HTTP.fullmatch(str(path)):
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
-    own = granule_files(path) if os.path.isdir(path) else [path]
+    own = [
+        file for image in _images(path) for file in (product_files(image).values() if is_product(image) else [image])
+    ]
     known = {"path": os.path.abspath(path), **_together(own)} if os.path.isdir(path) else identify_file(path)
     files, read_as = _read_from(path)
     told = {os.path.abspath(file) for file in own}
@@ -86,6 +89,10 @@ def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files:
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _images(path: Path | str) -> Sequence[Path | str]:
+    return granule_files(path) if os.path.isdir(path) else [path]
+
+
 def _read_from(path: Path | str) -> tuple[list[str], str | None]:
     """Files and URLs that an image is read from, a file itself first, and a digest of what tells place and nodata.
 
@@ -94,7 +101,7 @@ def _read_from(path: Path | str) -> tuple[list[str], str | None]:
     if is_remote(str(path)):
         return [str(path)], None
     files, told = [], []
-    for own in granule_files(path) if os.path.isdir(path) else [path]:
+    for own in _images(path):
         with open_raster(own) as dataset:
             files += [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
             ties, crs = dataset.gcps

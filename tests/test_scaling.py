@@ -78,6 +78,21 @@ def test_power_for_weights_of_8_bit_pictures_goes_through_decibels(tmp_path: Pat
         np.testing.assert_allclose(_mapped(tmp_path / name, BRIGHT, sar, known), expected, atol=0.02)
 
 
+def test_counts_of_a_sar_sensor_are_no_8_bit_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though most of them lie in its range: amplitude, as in the products of Sentinel-1."""
+    picture = Modality((1,), (38.0,), (237.0,))
+    expected = _mapped(tmp_path / "a", BRIGHT, (BACKSCATTER + 22) / 20 * (237 - 38) + 38, (OPTICAL, picture))
+    counts = np.rint(400 * 10 ** (BACKSCATTER / 20))
+    assert 0.02 < (counts > 255).mean() < picture.outlying(counts) < 0.6
+    np.testing.assert_allclose(_mapped(tmp_path / "b", BRIGHT, counts, (OPTICAL, picture)), expected, atol=0.02)
+    assert "sar: scaled by the range of this scene" in caplog.text
+    # Weights that were trained on counts know them.
+    own = Modality((1,), (float(counts.min()),), (float(counts.max()),))
+    caplog.clear()
+    _mapped(tmp_path / "c", BRIGHT, counts, (OPTICAL, own))
+    assert not caplog.records
+
+
 def test_what_is_in_range_is_left_alone_unless_the_scene_is_asked_for(tmp_path: Path) -> None:
     known = (OPTICAL, POWER)
     write_raster(tmp_path / "optical.tif", BRIGHT / 2 + 10, GRID)  # darker than those of training, yet in their range
