@@ -1,5 +1,6 @@
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -195,6 +196,14 @@ def test_not_a_raster(tmp_path):
     with pytest.raises(InputError, match=re.escape("x.tif")) as error:
         read_raster(tmp_path / "x.tif")
     one_line(error)
+
+
+@pytest.mark.parametrize("name", ["S2A_MSIL2A_20210714T101031.SAFE.zip", "x.TIF.gz"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("x.tif", "")
+    with pytest.raises(InputError, match=r"; unpack it$"):
+        read_raster(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
