@@ -30,6 +30,7 @@ from hetecd.tiles import Window
 
 BLOCK_PX = 512  # polygons are drawn in blocks of this edge, always the same, so that windows agree to the last pixel
 NEAR_PX = 1e-3  # an edge this close to that of a pixel is meant to be there
+TURNS = ((-360.0, 0.0), (0.0, 0.0), (360.0, 0.0))  # the same place in degrees
 MOST_PX = 2**31 - 1  # along either edge, the most that GDAL counts
 
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]  # least and greatest (col, row)
@@ -104,6 +105,8 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
         pixels = _pixels(first, choice)
         for place in places if choice.crs else ():
             _check_whole(place, pixels.crs, path)
+        if not choice.crs:
+            _check_one_side(places, path)
         boxes = [box for place in places if (box := box_of(place, at_grid(pixels)))]
     except (RasterioError, CPLE_BaseError, CRSError) as error:
         found = choice.crs or first.crs
@@ -156,6 +159,19 @@ def _check_whole(place: Place, crs: CRS, path: Path | str) -> None:
         )
 
 
+def _check_one_side(places: Sequence[Place], path: Path | str) -> None:
+    """InputError where granules in degrees lie at both ends of the map, which would span the globe."""
+    crs = places[0].crs
+    if crs is None or not crs.is_geographic:
+        return
+    middles = [float(p.ground([p.width / 2], [p.height / 2])[0, 0]) for p in places if p.crs == crs]
+    if max(middles) - min(middles) > 180:
+        raise InputError(
+            f"{path}: found granules from {min(middles):g} to {max(middles):g} degrees east, expected them on one side "
+            f"of the antimeridian; choose another grid, such as --crs {metric_crs(places[0])}"
+        )
+
+
 def _shared(pixels: Grid, image: Box, other: Box, what: str) -> Box:
     """What the box of the image and another have in common; InputError about ``what`` where that is nothing."""
     least, greatest = np.maximum(image[0], other[0]), np.minimum(image[1], other[1])
@@ -199,12 +215,17 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
         near = shapely.union_all(
             [shapely.box(west - margin, bottom - margin, east + margin, top + margin) for west, east in spans]
         )
-        shapes = shapely.get_parts(shapely.intersection(shapely.make_valid(shapes), near))
+        shapes = shapely.make_valid(shapes)
+        if crs.is_geographic and left < right and max(abs(left), abs(right)) > 180:  # a grid that goes on beyond it
+            shapes = np.concatenate([shapely.transform(shapes, lambda xy, by=by: xy + by) for by in TURNS])
+        shapes = shapely.get_parts(shapely.intersection(shapes, near))
         shapes = shapely.get_parts(shapes[(shapely.get_dimensions(shapes) == 2) & ~shapely.is_empty(shapes)])
         shapes = shapely.segmentize(shapes, STRAIGHT_PX * pixel_size(at_grid(image), crs))
 
         def to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
-            x, y = transform_points(crs, pixels.crs, points[:, 0], points[:, 1])
+            x, y = (np.array(values) for values in transform_points(crs, pixels.crs, points[:, 0], points[:, 1]))
+            if crs != pixels.crs and pixels.crs is not None and pixels.crs.is_geographic:
+                x -= 360 * np.rint((x - (image.bounds[0] + image.bounds[2]) / 2) / 360)
             return at_grid(pixels).pixel(x, y).T
 
         found = shapely.transform(shapes, to_pixels)

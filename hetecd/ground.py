@@ -62,26 +62,29 @@ def bounds_wgs84(grid: Grid) -> tuple[float, float, float, float] | None:
     if not np.isfinite(bounds).all():
         return None
     west, south, east, north = bounds
-    west, east = (-180.0, 180.0) if east - west > 360 - 1e-6 else _within_180(np.array([west, east])).tolist()
-    return west, south, east, north
+    if east - west > 360 - 1e-6:
+        return -180.0, south, 180.0, north
+    turn = _turn(west)
+    east += turn
+    return west + turn, south, east - 360 if east > 180 else east, north
 
 
 def outline_wgs84(grid: Grid) -> list[list[float]]:
     """Closed ring [[lon, lat], ...] around a grid, counterclockwise where row and column run as usual.
 
-    The grid must have a CRS that is tied to the earth.
+    The grid must have a CRS that is tied to the earth, and not lie across the antimeridian.
     """
     down, along = np.array([0, 0, 1, 1, 0]), np.array([0, 1, 1, 0, 0])
     steps = np.linspace(0, 4, 4 * EDGE_POINTS + 1)
     rows, cols = np.interp(steps, np.arange(5), down), np.interp(steps, np.arange(5), along)
     x, y = grid.transform @ (cols[::-1] * grid.width, rows[::-1] * grid.height)
     lon, lat = (np.array(values) for values in transform_points(grid.crs, WGS84, x, y))
-    return np.column_stack([_within_180(lon), lat]).tolist()
+    return np.column_stack([lon + _turn(lon.min()), lat]).tolist()
 
 
-def _within_180(lon: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Longitudes of a grid that is in degrees and goes on beyond the antimeridian."""
-    return np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
+def _turn(west: float) -> float:
+    """Degrees to add to the longitudes of a grid in degrees that begins beyond 180 east or west."""
+    return -360.0 * ((west + 180) // 360)
 
 
 class PixelAreas:

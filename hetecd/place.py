@@ -105,20 +105,23 @@ def place_of(dataset: Any, path: object) -> Place:
 def _on_a_plane(place: Place) -> Place:
     """Tie points across the antimeridian, in degrees, in a CRS that has no edge there."""
     x = np.array([tie.x for tie in place.ties])
-    if place.crs is None or not place.crs.is_geographic or (x.max() <= 180 and np.ptp(x) <= 180):
+    crs = _from_antimeridian(place.crs)
+    if crs is None or (x.min() >= -180 and x.max() <= 180 and np.ptp(x) <= 180):
         return place
-    return replace(place, crs=_from_180(place.crs), ties=_moved(place.ties, x % 360 - 180, [t.y for t in place.ties]))
+    return replace(place, crs=crs, ties=_moved(place.ties, x % 360 - 180, [tie.y for tie in place.ties]))
 
 
 def side_by_side(place: Place, grid: Grid) -> tuple[Place, Grid]:
-    """The same place and grid, in degrees from the antimeridian where they lie beyond 180 degrees east or west.
+    """The same place and grid, each in degrees from the antimeridian where it reaches beyond 180 east or west.
 
-    What is brought to degrees ends at 180, so that of an image that goes on there a part would seem empty.
+    What is brought to degrees ends at 180, so that of an image that goes on there a part would seem empty. They stay as
+    they are where one holds the other in the same CRS, and where they would not fit in 360 degrees then.
     """
-    (least, greatest), (first, last) = (_extent_x(where) for where in (place, at_grid(grid)))
-    if place.crs is None or (place.crs == grid.crs and max(least, first) < min(greatest, last)):
+    one, other = _extent_x(place), _extent_x(at_grid(grid))
+    least, greatest = max(one[0], other[0]), min(one[1], other[1])
+    if place.crs == grid.crs and (least, greatest) in (one, other):
         return place, grid
-    return _within_180(place, least, greatest), _within_180(grid, first, last)
+    return _turned(place, *one), _turned(grid, *other)
 
 
 def _extent_x(place: Place) -> tuple[float, float]:
@@ -126,22 +129,25 @@ def _extent_x(place: Place) -> tuple[float, float]:
     return float(x.min()), float(x.max())
 
 
-def _within_180(where: P, least: float, greatest: float) -> P:
-    """A place or grid between these degrees, counted from the antimeridian if they reach beyond it and fit then."""
+def _turned(where: P, least: float, greatest: float) -> P:
+    """A place or grid between these degrees, counted from the antimeridian if it reaches beyond it."""
+    if where.transform is None or (least >= -180 and greatest <= 180):
+        return where
     turn = -180 if greatest > 180 else 180
-    beyond = least < -180 or greatest > 180
-    if where.crs is None or where.transform is None or not (where.crs.is_geographic and beyond):
+    crs = _from_antimeridian(where.crs)
+    if crs is None or least + turn < -180 or greatest + turn > 180:
         return where
-    if least + turn < -180 or greatest + turn > 180:
-        return where
-    return replace(where, crs=_from_180(where.crs), transform=Affine.translation(turn, 0) @ where.transform)
+    return replace(where, crs=crs, transform=Affine.translation(turn, 0) @ where.transform)
 
 
-def _from_180(crs: CRS) -> CRS:
-    """A CRS in degrees with the antimeridian as its prime meridian."""
-    name = r'"[^"]*"'
-    wkt = re.sub(rf"PRIMEM\[{name},0(,AUTHORITY\[{name},{name}\])?\]", 'PRIMEM["antimeridian",180]', crs.to_wkt())
-    return CRS.from_wkt(re.sub(rf",AUTHORITY\[{name},{name}\]\]$", "]", wkt))  # that of the CRS, which it is no longer
+def _from_antimeridian(crs: CRS | None) -> CRS | None:
+    """A CRS in degrees with the antimeridian as its prime meridian; None for what does not count from Greenwich."""
+    if crs is None or not crs.is_geographic or not np.isclose(crs.units_factor[1], np.pi / 180):
+        return None
+    # Of the older kind of text, which GDAL writes of all but those in three dimensions.
+    wkt, count = re.subn(r'PRIMEM\["[^"]*",0(,AUTHORITY\[[^]]*\])?\]', 'PRIMEM["antimeridian",180]', crs.to_wkt())
+    # Without the code of the CRS, which it is no longer.
+    return CRS.from_wkt(re.sub(r",AUTHORITY\[[^]]*\]\]$", "]", wkt)) if count == 1 else None
 
 
 def _moved(ties: Sequence[GroundControlPoint], x: ArrayLike, y: ArrayLike) -> tuple[GroundControlPoint, ...]:

@@ -222,6 +222,30 @@ def test_an_area_across_the_antimeridian(tmp_path):
     assert common.wanted(Window(0, 0, *common.grid.shape)).sum() == pytest.approx(area_px, rel=0.01)
 
 
+@pytest.mark.parametrize("first", [179.99, -180.01])
+@pytest.mark.parametrize("where", ["on both sides", "beyond", "in UTM"])
+def test_an_area_on_a_grid_in_degrees_that_goes_on_beyond_180(tmp_path, first, where):
+    grid = Grid(WGS84, Affine(1e-4, 0, first, 0, -1e-4, -16.995), 100, 200)
+    shapes = [shapely.box(179.995, -17.002, 180, -16.998), shapely.box(-180, -17.002, -179.995, -16.998)]
+    if where == "beyond":
+        shapes = [shapely.box(first + 0.005, -17.002, first + 0.015, -16.998)]
+    crs = AFAR.crs if where == "in UTM" else WGS84
+    if where == "in UTM":
+        x, y = transform_points(WGS84, crs, [179.995, -179.995], [-17.002, -16.998])
+        shapes = [shapely.box(x[0], y[0], x[1], y[1])]
+    common = choose_grid([at_grid(grid)], "optical.tif", GridChoice(aoi=polygons(tmp_path / "a.gpkg", shapes, crs)))
+    # A box of UTM lies askew in degrees, so its corners are met by more and its area by about as many.
+    assert common.wanted(Window(0, 0, *common.grid.shape)).sum() == pytest.approx(100 * 40, rel=0.1)
+
+
+def test_granules_at_both_ends_of_the_map():
+    east, west = (at_grid(Grid(WGS84, Affine(0.01, 0, lon, 0, -0.01, 0), 100, 100)) for lon in (179, -180))
+    with pytest.raises(InputError, match=r"from -179.5 to 179.5 degrees east, .*; choose another grid, such as --crs"):
+        choose_grid([east, west], "folder", GridChoice())
+    choice = GridChoice(crs="EPSG:32660")
+    assert choose_grid([east, west], "folder", choice).grid.width == pytest.approx(2 * 111_000 / 1000, rel=0.2)
+
+
 def test_a_small_area_is_a_pixel(tmp_path):
     aoi = polygons(tmp_path / "aoi.gpkg", [shapely.box(500_501, 5_004_001, 500_509, 5_004_004)])
     assert chosen(aoi=aoi).shape == (1, 1)

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
@@ -249,23 +250,65 @@ def test_an_image_far_from_the_grid(tmp_path):
     assert "in EPSG:4326 against [700000, 5004000, 701000, 5005000] in EPSG:32633" in str(error.value)
 
 
-@pytest.mark.parametrize("sar_degrees", [None, 0, -360])
-@pytest.mark.parametrize("optical_degrees", [None, 0, -360])
-def test_images_across_the_antimeridian(tmp_path, optical_degrees, sar_degrees):
-    """In degrees each goes on beyond 180 from either side, or both are in UTM; no part may seem empty."""
+def across(path, degrees=None, crs=WGS84, ties=False):
+    """An image across the antimeridian: in UTM, or in degrees that begin so much from where it lies."""
+    grid = Grid(FIJI, Affine(10, 0, *FIJI_CORNER[:1], 0, -10, FIJI_CORNER[1]), 110, 210)
+    if degrees is not None:
+        grid = Grid(crs, Affine(1e-4, 0, 179.99 + degrees, 0, -1e-4, -16.995), 100, 200)
+    rows, cols = np.indices(grid.shape) + 0.5
+    x, y = (np.array(v) for v in grid.transform @ (cols.ravel(), rows.ravel()))
+    if degrees is None:
+        x, y = (np.array(v) for v in transform_points(FIJI, WGS84, x, y))
+    values = (1e4 * (x % 360 - 179.9) + 3e3 * (y + 17.1)).reshape(1, *grid.shape).astype(np.float32)
+    if not ties:
+        return save(path, grid, values)
+    points = [(row, col, *(grid.transform @ (col, row))) for row in (0, 50, 100) for col in (0, 100, 200)]
+    gcps = [GroundControlPoint(row, col, x, y) for row, col, x, y in points]
+    with rasterio.open(
+        path, "w", driver="GTiff", height=100, width=200, count=1, dtype="float32", gcps=gcps, crs=crs
+    ) as dataset:
+        dataset.write(values)
+    return path
 
-    def image(name, degrees):
-        lon, lat, step = 179.99 + (degrees or 0), -16.995, 1e-4
-        grid = Grid(WGS84, Affine(step, 0, lon, 0, -step, lat), 100, 200)
-        if degrees is None:
-            grid = Grid(FIJI, Affine(10, 0, FIJI_CORNER[0], 0, -10, FIJI_CORNER[1]), 110, 210)
-        rows, cols = np.indices(grid.shape) + 0.5
-        x, y = grid.transform @ (cols.ravel(), rows.ravel())
-        if degrees is None:
-            x, y = (np.array(v) for v in transform_points(FIJI, WGS84, x, y))
-        values = 1e4 * (x % 360 - 179.9) + 3e3 * (y + 17.1)
-        return save(tmp_path / f"{name}.tif", grid, values.reshape(1, *grid.shape).astype(np.float32))
 
-    optical, sar, valid = read(image("optical", optical_degrees), image("sar", sar_degrees))
+@pytest.mark.parametrize(
+    "sar",
+    [{}, {"degrees": 0}, {"degrees": -360}, {"degrees": 0, "ties": True}, {"degrees": -360, "ties": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("optical", [{}, {"degrees": 0}, {"degrees": -360}], ids=str)
+def test_images_across_the_antimeridian(tmp_path, optical, sar):
+    """In degrees each goes on beyond 180 from either side; no part of it may seem empty."""
+    paths = across(tmp_path / "optical.tif", **optical), across(tmp_path / "sar.tif", **sar)
+    seen, also, valid = read(*paths)
     assert valid.mean() > 0.85
-    assert np.abs(optical - sar)[:, valid].max() < 0.5  # of 1 for each pixel of degrees; the border is stretched
+    assert np.abs(seen - also)[:, valid].max() < 0.5  # of 1 for each pixel of degrees; the border is stretched
+    with open_pair(*paths, "optical", ONE, ONE) as pair, open_image(paths[1], (1,)) as image, ExitStack() as stack:
+        (dataset,) = image.datasets_on(stack, pair.grid)
+        np.testing.assert_array_equal(dataset.read(1)[valid], also[0][valid])
+
+
+@pytest.mark.parametrize("crs", [4167, 4720])
+def test_other_degrees_across_the_antimeridian(tmp_path, crs):
+    """Of New Zealand; of Fiji in 1986, some way off."""
+    seen, also, valid = read(across(tmp_path / "optical.tif"), across(tmp_path / "sar.tif", 0, CRS.from_epsg(crs)))
+    assert valid.mean() > 0.8
+    assert np.abs(seen - also)[:, valid].max() < (20 if crs == 4720 else 0.5)
+
+
+def test_a_grid_across_the_antimeridian_of_another_kind(tmp_path):
+    """In three dimensions, whose CRS cannot be turned; what is brought from degrees needs no turn."""
+    seen, also, valid = read(across(tmp_path / "optical.tif", 0, CRS.from_epsg(4979)), across(tmp_path / "sar.tif"))
+    assert valid.mean() > 0.85
+    assert np.abs(seen - also)[:, valid].max() < 0.5
+
+
+def test_half_of_an_image_on_the_other_side(tmp_path):
+    """Where both are in the same degrees and share a part, the rest of it lies across, too."""
+    wide = save(
+        tmp_path / "wide.tif", Grid(WGS84, Affine(1, 0, 170, 0, -1, 10), 20, 20), np.ones((1, 20, 20), np.uint8)
+    )
+    globe = save(
+        tmp_path / "all.tif", Grid(WGS84, Affine(1, 0, -180, 0, -1, 90), 180, 360), np.ones((1, 180, 360), np.uint8)
+    )
+    assert read(wide, globe)[2].mean() > 0.9
