@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from hetecd.config import IGNORE, Role, TrainConfig
 from hetecd.errors import ConfigError, InputError, some
 from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
-from hetecd.modality import MIN_PX, Floats, Modality, fit_modality, uint8_modality
+from hetecd.modality import EIGHT_BIT, MIN_PX, Floats, Modality, fit_modality, uint8_modality
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
 
 __all__ = [
@@ -197,7 +197,12 @@ def fit_modalities(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Mod
         [f.before if before_optical else f.after for f in sample], config.optical_bands, config, False,
     )  # fmt: skip
     sar = _fit([f.after if before_optical else f.before for f in sample], config.sar_bands, config, config.sar_db)
-    return replace(optical, unit=config.optical_unit), replace(sar, unit=config.sar_unit)
+    return _in_unit(optical, config.optical_unit), _in_unit(sar, config.sar_unit)
+
+
+def _in_unit(modality: Modality, unit: str) -> Modality:
+    """As the settings say, unless the files say more."""
+    return modality if modality.unit == EIGHT_BIT and unit == Modality.unit else replace(modality, unit=unit)
 
 
 def _fit(paths: list[Path], bands: tuple[int, ...], config: TrainConfig, db: bool) -> Modality:
@@ -211,15 +216,17 @@ def _fit(paths: list[Path], bands: tuple[int, ...], config: TrainConfig, db: boo
             found = f"sar_db on {paths[0]}" if db else f"{dtype} pixels in {paths[0]}"
             raise ConfigError(f"normalise: found uint8 with {found}, expected 0..255; use normalise: percentile")
         return replace(uint8_modality(bands), gsd_m=gsd_m)
-    images = []
+    images, dtypes = [], set()
     for path in paths:
         raster = read_raster(path, bands)
+        dtypes.add(raster.array.dtype.name)
         step = max(1, math.ceil(math.sqrt(raster.valid.size / FIT_PIXELS)))
         images.append(to_float32(raster.array[:, ::step, ::step], raster.valid[::step, ::step]))
     try:
-        return fit_modality(images, bands, db=db, gsd_m=gsd_m)
+        fitted = fit_modality(images, bands, db=db, gsd_m=gsd_m)
     except InputError as error:
         raise InputError(f"{paths[0].parent}: {error}") from error
+    return replace(fitted, unit=EIGHT_BIT) if dtypes == {"uint8"} and not db else fitted
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

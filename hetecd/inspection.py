@@ -23,7 +23,7 @@ from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
 from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
-from hetecd.modality import Floats, Modality, looks_like
+from hetecd.modality import EIGHT_BIT, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
@@ -193,7 +193,7 @@ def _values(sample: Floats, numbers: tuple[int, ...], dtype: str) -> tuple[list[
             values.append({"band": number, "low": low, "median": median, "high": high})
     if not values:
         return values, "nothing"
-    return values, "8-bit" if dtype == "uint8" else looks_like(sample)
+    return values, EIGHT_BIT if dtype == "uint8" else looks_like(sample)
 
 
 def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality: Modality, problems: Problems) -> None:
@@ -336,7 +336,8 @@ def _apart(one: NDArray[Any] | None, other: NDArray[Any] | None) -> str:
     """How far two boxes (west, south, east, north) in degrees are from each other, in words."""
     if one is None or other is None:
         return ""
-    (lon1, lat1), (lon2, lat2) = (((w + e) / 2, (s + n) / 2) for w, s, e, n in (one, other))
+    # Across the antimeridian west is more than east.
+    (lon1, lat1), (lon2, lat2) = (((w + e + 360 * (e < w)) / 2, (s + n) / 2) for w, s, e, n in (one, other))
     if max(abs(lon1 - lat2), abs(lat1 - lon2)) < 1:
         return f"lies elsewhere ({lon2:.3f}, {lat2:.3f}): longitude and latitude look exchanged"
     lon1, lat1, lon2, lat2 = np.radians([lon1, lat1, lon2, lat2])

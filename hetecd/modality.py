@@ -29,7 +29,8 @@ PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
 FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
 FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
-BRIGHT = 0.02  # share of values above 255 from which it is no 8-bit picture, whatever the others are
+EIGHT_BIT = "8-bit"  # unit of pictures that have been stretched to 0 ... 255
+BRIGHT = 1e-4  # share of values above 255 from which an image is no such picture, whatever the others are
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Modality:
         bands: band numbers in the file, from 1, in the order the network reads them. A band may be repeated.
         low: value per band that becomes 0 (after the change to dB, where ``db``).
         high: value per band that becomes 1.
-        db: True where the raw value is linear power and the network wants ``10 log10`` of it.
-        unit: what the raw numbers are: "digital number", "reflectance", "dB", "linear power".
+        db: True where the network wants ``10 log10`` of the raw value, which is linear power, or counts of a sensor.
+        unit: what the raw numbers are: "8-bit", "digital number", "reflectance", "dB", "linear power".
         gsd_m: ground sampling distance of the training data in metres, None where it was unknown.
     """
 
@@ -121,8 +122,7 @@ class Modality:
     def is_foreign(self, raw: Floats) -> bool:
         """Whether an image, as for :meth:`outlying`, is of another kind than those of training: of another range, or
         counts of a sensor where those were 8-bit pictures, with which they share a part of it."""
-        pictures = not self.db and self.unit == "digital number" and min(self.low) >= 0 and max(self.high) <= 255
-        return self.outlying(raw) > FOREIGN or (pictures and share_above_8_bits(raw) > BRIGHT)
+        return self.outlying(raw) > FOREIGN or (self.unit == EIGHT_BIT and is_above_8_bits(raw))
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,9 @@ def to_db(power: Floats) -> Floats:
     return (10.0 * np.log10(np.maximum(power, DB_FLOOR))).astype(np.float32)
 
 
-def share_above_8_bits(raw: Floats) -> float:
-    """Share of the valid values above 255."""
-    valid = np.isfinite(raw).sum()
-    return float((raw > 255).sum() / valid) if valid else 0.0
+def is_above_8_bits(raw: Floats) -> bool:
+    """Whether more than a few stray values are above 255; NaN = invalid."""
+    return bool((raw > 255).sum() > BRIGHT * np.isfinite(raw).sum())
 
 
 def looks_like(sample: Floats) -> str:
@@ -224,7 +223,7 @@ def looks_like(sample: Floats) -> str:
 def uint8_modality(bands: tuple[int, ...]) -> Modality:
     """Pixel / 255, the scaling of the published network."""
     n = len(bands)
-    return Modality(bands=bands, low=(0.0,) * n, high=(255.0,) * n)
+    return Modality(bands=bands, low=(0.0,) * n, high=(255.0,) * n, unit=EIGHT_BIT)
 
 
 def fit_modality(

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hetecd.config import Role
-from hetecd.modality import Floats, Modality, fit_modality, looks_like, share_above_8_bits
+from hetecd.modality import Floats, Modality, fit_modality, is_above_8_bits, looks_like
 from hetecd.pair import Pair
 from hetecd.tiles import spread
 
@@ -63,7 +63,8 @@ def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> M
             return other
     power = role == "sar" and kind == "linear"
     # Counts of a SAR sensor are power or amplitude: in decibels, stretched to the range of the scene, the same.
-    counts = role == "sar" and kind == "digital numbers" and share_above_8_bits(sample) > 0
+    positive = bool(np.nanmin(sample) >= 0)
+    counts = role == "sar" and kind == "digital numbers" and positive and is_above_8_bits(sample)
     own = fit_modality([sample], modality.bands, power or counts, modality.gsd_m)
     log.warning(
         "%s: scaled by the range of this scene, %s (%s), in place of that of training, %s (%s); check the map",

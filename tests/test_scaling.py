@@ -10,7 +10,7 @@ import rasterio
 
 from hetecd.cli import main
 from hetecd.errors import ConfigError
-from hetecd.modality import Floats, Modality, Scaled, looks_like
+from hetecd.modality import EIGHT_BIT, Floats, Modality, Scaled, looks_like
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.scaling import scale_to_pair
@@ -78,19 +78,40 @@ def test_power_for_weights_of_8_bit_pictures_goes_through_decibels(tmp_path: Pat
         np.testing.assert_allclose(_mapped(tmp_path / name, BRIGHT, sar, known), expected, atol=0.02)
 
 
-def test_counts_of_a_sar_sensor_are_no_8_bit_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("factor", [400, 270])
+def test_counts_of_a_sar_sensor_are_no_8_bit_picture(
+    tmp_path: Path, factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """Though most of them lie in its range: amplitude, as in the products of Sentinel-1."""
-    picture = Modality((1,), (38.0,), (237.0,))
-    expected = _mapped(tmp_path / "a", BRIGHT, (BACKSCATTER + 22) / 20 * (237 - 38) + 38, (OPTICAL, picture))
-    counts = np.rint(400 * 10 ** (BACKSCATTER / 20))
-    assert 0.02 < (counts > 255).mean() < picture.outlying(counts) < 0.6
-    np.testing.assert_allclose(_mapped(tmp_path / "b", BRIGHT, counts, (OPTICAL, picture)), expected, atol=0.02)
+    known = OPTICAL, Modality((1,), (38.0,), (237.0,), unit=EIGHT_BIT)
+    expected = _mapped(tmp_path / "a", BRIGHT, (BACKSCATTER + 22) / 20 * (237 - 38) + 38, known)
+    counts = np.maximum(np.rint(factor * 10 ** (BACKSCATTER / 20)), 0)
+    counts[0, 60, 60:80] = 300  # houses
+    assert (counts > 255).mean() < known[1].outlying(counts) < 0.6
+    np.testing.assert_allclose(_mapped(tmp_path / "b", BRIGHT, counts, known)[0, 61:], expected[0, 61:], atol=0.05)
     assert "sar: scaled by the range of this scene" in caplog.text
     # Weights that were trained on counts know them.
-    own = Modality((1,), (float(counts.min()),), (float(counts.max()),))
     caplog.clear()
-    _mapped(tmp_path / "c", BRIGHT, counts, (OPTICAL, own))
+    own = OPTICAL, Modality((1,), (38.0,), (237.0,))
+    _mapped(tmp_path / "c", BRIGHT, counts, own)
     assert not caplog.records
+
+
+def test_a_stray_value_is_no_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = OPTICAL, Modality((1,), (38.0,), (237.0,), unit=EIGHT_BIT)
+    picture = np.rint((BACKSCATTER + 22) / 20 * (237 - 38) + 38)
+    picture[0, 7, 7] = 65535
+    _mapped(tmp_path / "a", BRIGHT, picture, known)
+    assert not caplog.records
+
+
+def test_hundredths_of_decibels_are_no_counts(tmp_path: Path) -> None:
+    known = OPTICAL, Modality((1,), (38.0,), (237.0,), unit=EIGHT_BIT)
+    expected = _mapped(tmp_path / "a", BRIGHT, (BACKSCATTER + 22) / 20 * (237 - 38) + 38, known)
+    hundredths = np.rint(100 * BACKSCATTER)
+    hundredths[0, :2, :100] = 300
+    found = _mapped(tmp_path / "b", BRIGHT, hundredths, known)
+    np.testing.assert_allclose(found[0, 2:], expected[0, 2:], atol=0.05)
 
 
 def test_what_is_in_range_is_left_alone_unless_the_scene_is_asked_for(tmp_path: Path) -> None:
