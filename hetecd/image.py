@@ -1,4 +1,4 @@
-"""One date on any grid: a file, or a folder of granules taken together as one image.
+"""One date on any grid: a file, a Sentinel product, or a folder of granules taken together as one image.
 
 Pixels are resampled once at most: a file whose pixels are those of the grid is read as it is, any other is warped as
 it is read (bilinear, minding nodata). How invalid pixels are marked (nodata value, mask band, alpha, NaN) makes no
@@ -170,7 +170,7 @@ def open_image(path: Path | str, numbers: Sequence[int]) -> Iterator[Image]:
     """Open a file, or all granules in a folder, for reading some bands.
 
     Args:
-        path: whatever :func:`hetecd.raster.open_raster` takes, or a folder of images that have a georeference.
+        path: whatever :func:`hetecd.raster.open_raster` takes, or a folder of images or products with a georeference.
         numbers: band numbers from 1, repeats allowed.
 
     Raises:
@@ -211,7 +211,9 @@ def granule_files(folder: Path | str) -> list[Path]:
         if not path.name.startswith(".") and (path.suffix.lower() in GRANULES or is_product(path))
     )
     if not names:
-        raise InputError(f"{folder}: found no image, expected granules ({', '.join(GRANULES)}); check the path")
+        raise InputError(
+            f"{folder}: found no image, expected granules ({', '.join(GRANULES)}) or a Sentinel product; check the path"
+        )
     return names
 
 
@@ -223,6 +225,8 @@ def are_tiles(before: Path | str, after: Path | str) -> bool:
     if not (os.path.isdir(before) and os.path.isdir(after)):
         return False
     names = [granule_files(folder) for folder in (before, after)]
+    if any(is_product(path) for paths in names for path in paths):
+        return False
     tiles = {path.stem for path in names[0]} == {path.stem for path in names[1]}
     for first, *_ in names:
         with open_raster(first) as dataset:
@@ -247,6 +251,10 @@ def _check_mosaic(folder: Path | str, granules: Sequence[Granule]) -> None:
                 f"{folder}: found {Path(other.path).name} and {Path(granule.path).name} of the same grid, expected "
                 "one file per place; stack bands to one file (rio stack), keep one date"
             )
+    bands = {g.dataset.descriptions for g in granules if is_product(g.path)}
+    if len(bands) > 1:
+        found = " and ".join(sorted(", ".join(names) for names in bands))
+        raise InputError(f"{folder}: found products with the bands {found}, expected the same in all; keep one kind")
 
 
 def _place(granule: Granule, grid: Grid) -> Place:

@@ -1,4 +1,4 @@
-"""Sentinel products as they are downloaded: a folder ``*.SAFE``, taken as one image without a copy of it.
+"""Sentinel products as they are downloaded: an unpacked folder ``*.SAFE``, taken as one image without a copy of it.
 
 Of Sentinel-2 (L1C and L2A) it has the bands of :data:`BANDS` at 10 m, each pixel of 20 m four times; of Sentinel-1 GRD
 the polarisations, placed by their ground control points. What is 0 is no data in both.
@@ -17,38 +17,45 @@ from hetecd.errors import InputError
 # Short-wave infrared, near infrared and red come first: the false colour that the weights which come along know.
 BANDS = ("B12", "B08", "B04", "B03", "B02")
 POLARISATIONS = ("vv", "vh", "hh", "hv")
-EXPECTED = "all of a Sentinel-1 GRD or Sentinel-2 product of one granule; unpack it anew, or name one of its images"
 
 
 def is_product(path: Path | str) -> bool:
-    """Whether a path is the folder of a product."""
-    return Path(path).suffix.upper() == ".SAFE" and Path(path).is_dir()
+    """Whether a path is the folder of a product, whatever its name."""
+    return (Path(path) / "measurement").is_dir() or (Path(path) / "GRANULE").is_dir()
 
 
 def product_files(folder: Path | str) -> dict[str, Path]:
     """The file of each band of a product, in order.
 
     Raises:
-        InputError: it is no such product, or not the whole of it.
+        InputError: it is another product than these, or not the whole of it.
     """
     root = Path(folder)
-    if measured := sorted(root.glob("measurement/*.tiff")):
-        found = {key.upper(): path for key in POLARISATIONS for path in measured if f"-{key}-" in path.name}
-        if len(found) == len(measured):
-            return found
+    if measured := _images(root, "measurement/*", (".tif", ".tiff")):
+        found = {key.upper(): path for key in POLARISATIONS for path in measured if f"-{key}-" in path.name.lower()}
+        if len(found) < len(measured):
+            raise InputError(
+                f"{folder}: found {len(measured)} measurements, such as {measured[0].name}, expected one for each "
+                "polarisation; take the GRD product of this scene"
+            )
+        return found
+    images = sorted(_images(root, "GRANULE/*/IMG_DATA/**/*", (".jp2",)), key=_metres)
+    if not images:
         raise InputError(
-            f"{folder}: found {len(measured)} measurements, such as {measured[0].name}, expected {EXPECTED}"
+            f"{folder}: found neither measurement/*.tiff nor GRANULE/*/IMG_DATA/*.jp2, expected a Sentinel-1 GRD or a "
+            "Sentinel-2 product; unpack it anew, or take another product"
         )
-    granules = [path for path in root.glob("GRANULE/*") if path.is_dir()]
-    images = sorted(root.glob("GRANULE/*/IMG_DATA/**/*.jp2"), key=_metres)
-    found = {}
-    for band in BANDS:
-        files = [path for path in images if re.search(rf"_{band}(_\d+m)?\.jp2$", path.name)]
-        if not files or len(granules) > 1:
-            what = f"{len(granules)} granules" if files or not images else f"no {band}"
-            raise InputError(f"{folder}: found {what}, expected {EXPECTED}")
-        found[band] = files[0]  # the finest
-    return found
+    if len({path.relative_to(root).parts[1] for path in images}) > 1:
+        raise InputError(f"{folder}: found several granules, expected one; stack the bands of one of them to one file")
+    named = {band: [path for path in images if re.search(rf"_{band}(_\d+m)?\.jp2$", path.name)] for band in BANDS}
+    if missing := [band for band, paths in named.items() if not paths]:
+        raise InputError(f"{folder}: found no {', '.join(missing)}, expected all of {', '.join(BANDS)}; unpack it anew")
+    return {band: paths[0] for band, paths in named.items()}  # the finest
+
+
+def _images(root: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files by name, but for those that a system hides."""
+    return sorted(p for p in root.glob(pattern) if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 def _metres(path: Path) -> int:
@@ -68,7 +75,9 @@ def product_vrt(folder: Path | str) -> str:
     for band, path in files.items():
         with rasterio.open(path) as dataset:
             if dataset.dtypes[0] != "uint16":
-                raise InputError(f"{path}: found {dataset.dtypes[0]}, expected {EXPECTED}")
+                raise InputError(
+                    f"{path}: found {dataset.dtypes[0]}, expected counts (uint16); take the GRD product of this scene"
+                )
             parts[band] = dataset.shape, "".join(_placed(dataset))
     (height, width), place = max(parts.values())
     lines = [f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{place}']
@@ -88,7 +97,7 @@ def product_vrt(folder: Path | str) -> str:
 def _placed(dataset: Any) -> Iterator[str]:
     """XML of where an open dataset lies."""
     ties, crs = dataset.gcps
-    if ties:
+    if ties and crs:
         wkt = escape(crs.to_wkt(), {'"': "&quot;"})
         yield f'<GCPList Projection="{wkt}">'
         for tie in ties:

@@ -61,7 +61,7 @@ DAY_TAGS = (
     "DATE_ACQUIRED", "datetime", "DATE", "TIFFTAG_DATETIME",
 )  # fmt: skip
 
-PACKED = (".zip", ".tar", ".gz", ".tgz")
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 # Names of no file that GDAL still opens: URLs, its own file systems, parts of containers (GPKG:FILE:TABLE). A single
 # letter before the colon is a drive of Windows.
 FOR_GDAL = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9+_.-]*://|[A-Za-z][A-Za-z0-9_]+:")
@@ -158,7 +158,7 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             of a product, see :mod:`hetecd.products`.
     """
     name = str(path)
-    product, unpack = is_product(path), "unpack it" if name.lower().endswith(PACKED) else ""
+    product, remedy = is_product(path), "unpack it" if name.lower().endswith(PACKED) else ""
     if not product and not FOR_GDAL.match(name) and not os.path.isfile(name):
         found = "a folder" if os.path.isdir(name) else "no such file"
         raise InputError(f"{name}: found {found}, expected a raster; check the path")
@@ -167,13 +167,14 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # tiles have no georeference, which is fine
             dataset = rasterio.open(product_vrt(path) if product else name)
     except (RasterioError, OSError, UnicodeError) as error:
-        hint = "check the address, or download the file" if is_remote(name) else unpack or "use GeoTIFF, PNG or JPEG"
-        raise InputError(f"{name}: not a raster that GDAL can read ({one_line(error)}); {hint}") from None
+        hint = "check the address, or download the file" if is_remote(name) else "use GeoTIFF, PNG or JPEG"
+        remedy = remedy or ("unpack it anew" if product else hint)
+        raise InputError(f"{name}: not a raster that GDAL can read ({one_line(error)}); {remedy}") from None
     with dataset:
         if dataset.count == 0:
             names = dataset.subdatasets
-            hint = unpack or (f"name one of them, such as {names[0]}" if names else "export one of them")
-            raise InputError(f"{name}: found a container of {len(names)} rasters, expected one image; {hint}")
+            remedy = remedy or (f"name one of them, such as {names[0]}" if names else "export one of them")
+            raise InputError(f"{name}: found a container of {len(names)} rasters, expected one image; {remedy}")
         if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would show the pixels of whatever it names
             raise InputError(
                 f"{name}: found overviews in another file (OVERVIEW_FILE); copy it with gdal_translate -nomd"

@@ -74,21 +74,13 @@ def predict(args: Namespace) -> None:
     if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
         raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
     if not args.pairs:
-        return _predict_pair(args, _open)
+        return _predict_pair(args, open_network)
     from hetecd.batch import read_pairs, run_pairs
 
     pairs = read_pairs(args.pairs, set(vars(args)) - {"pairs", "out", "redo"})
-    opened = lru_cache(1)(_open)  # once for all rows of the same weights
+    opened = lru_cache(1)(open_network)  # once for all rows of the same weights
     if failed := run_pairs(pairs, args.out, lambda row: _predict_pair(_with_row(args, row), opened)):
         raise InputError(f"{args.pairs}: {len(failed)} of {len(pairs)} scenes failed; see {args.out}/status.csv")
-
-
-def _open(*what: Any) -> Network:
-    """As :func:`open_network`; the log says what would be faster."""
-    network = open_network(*what)
-    if network.advice:
-        log.info(network.advice)
-    return network
 
 
 def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
@@ -191,6 +183,8 @@ def _settle(args: Namespace, opened: Callable[..., Network]) -> tuple[Network, "
 
     check_tile(args.tile)
     network = opened(args.weights, args.runtime, args.device, args.precision)
+    if network.advice:
+        log.info(network.advice)
     info = network.info.reading(args.optical_bands, args.sar_bands)
     threshold = info.threshold if args.threshold is None else args.threshold
     batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch

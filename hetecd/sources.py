@@ -36,9 +36,9 @@ def identify(path: Path | str) -> dict[str, Any]:
     if match := HTTP.fullmatch(str(path)):
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
-    own = [
-        file for image in _images(path) for file in (product_files(image).values() if is_product(image) else [image])
-    ]
+    own: list[Path | str] = []
+    for image in _images(path):
+        own += product_files(image).values() if is_product(image) else [image]
     known = {"path": os.path.abspath(path), **_together(own)} if os.path.isdir(path) else identify_file(path)
     files, read_as = _read_from(path)
     told = {os.path.abspath(file) for file in own}

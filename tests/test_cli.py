@@ -339,7 +339,7 @@ def test_predict_tells_what_a_processor_with_matrix_registers_could_save(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("hetecd.ops.MATRIX_REGISTERS", registers)
-    words = ["-o", str(tmp_path / "map"), "--weights", str(checkpoint), "--align", "off", "--precision", precision]
+    words = ["-o", str(tmp_path / "map"), "--weights", str(checkpoint), "--device", "cpu", "--precision", precision]
     assert cli.main(["predict", str(scene / "optical.tif"), str(scene / "sar.tif"), *words]) == 0
     assert sum("half the time" in line for line in caplog.messages) == told
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from rasterio.warp import transform as transform_points
 
 from hetecd.cli import main
 from hetecd.errors import InputError
-from hetecd.image import open_image
+from hetecd.image import are_tiles, open_image
 from hetecd.modality import uint8_modality
 from hetecd.pair import open_pair
+from hetecd.preview import shown_bands
 from hetecd.products import BANDS, is_product, product_files
 from hetecd.raster import Grid, read_raster
 from hetecd.tiles import Window
@@ -46,12 +48,14 @@ def coarser(image: np.ndarray, factor: int) -> np.ndarray:
 def sentinel_2(root: Path, name: str = L2A, shift_px: int = 0) -> Path:
     """Bands that are the plane and their number; of B12 20 and 60 m, of B04 a coarser copy; true colour beside them."""
     images = root / name / "GRANULE" / "L2A_T33TUN_A031" / "IMG_DATA"
+    tile = "T33TUN_20210714T101031"
     l2a = "MSIL2A" in name
     for band, edges in (("B02", (10,)), ("B03", (10,)), ("B04", (10, 20)), ("B08", (10,)), ("B12", (20, 60))):
         for edge in edges if l2a else edges[:1]:
-            path = images / f"R{edge}m" / f"T33_{band}_{edge}m.jp2" if l2a else images / f"T33_{band}.jp2"
+            path = images / f"R{edge}m" / f"{tile}_{band}_{edge}m.jp2" if l2a else images / f"{tile}_{band}.jp2"
             jp2(path, coarser(PLANE + int(band[1:]), edge // 10), edge, shift_px)
-    jp2(images / ("R10m/T33_TCI_10m.jp2" if l2a else "T33_TCI.jp2"), PLANE, 10, shift_px)
+    jp2(images / (f"R10m/{tile}_TCI_10m.jp2" if l2a else f"{tile}_TCI.jp2"), PLANE, 10, shift_px)
+    (images / f"._{tile}_B08.jp2").write_bytes(b"left by another system")
     return root / name
 
 
@@ -60,7 +64,8 @@ def sentinel_1(root: Path, keys: Sequence[str] = ("vh", "vv"), dtype: str = "uin
     lon, lat = transform_points(UTM, CRS.from_epsg(4326), *(GRID.transform @ (np.array(cols), np.array(rows))))
     ties = [GroundControlPoint(*point, 0.0) for point in zip(rows, cols, lon, lat, strict=True)]
     for number, key in enumerate(keys):
-        path = root / S1 / "measurement" / f"s1a-iw-{kind}-{key}-20210716t053531-{number:03}.tiff"
+        name = f"s1a-iw-{kind}-{key}-20210716t053531-20210716t053556-038804-04942a-{number:03}.tiff"
+        path = root / S1 / "measurement" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with rasterio.open(
             path, "w", driver="GTiff", height=240, width=300, count=1, dtype=dtype, gcps=ties, crs="EPSG:4326"
@@ -99,10 +104,14 @@ def test_sentinel_1_lies_by_its_control_points(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_products_is_a_mosaic(tmp_path: Path) -> None:
-    sentinel_2(tmp_path)
-    sentinel_2(tmp_path, L2A.replace("TUN", "TVN"), shift_px=300)
-    with open_image(tmp_path, (2,)) as image:
-        assert [granule.place.transform.c for granule in image.granules] == [500_000, 503_000]
+    """As is one in which an archive was unpacked to a folder of its name."""
+    one = sentinel_2(tmp_path / L2A)
+    sentinel_2(tmp_path / L2A, L2A.replace("TUN", "TVN"), shift_px=300)
+    two = uint8_modality((2,))
+    with open_pair(one.parent, sentinel_1(tmp_path), "optical", two, two) as pair:
+        assert (pair.grid.height, pair.grid.width) == (240, 600)
+        optical, _, _ = pair.read(Window(0, 290, 10, 20))
+    np.testing.assert_array_equal(optical[0], np.hstack([PLANE[:10, 290:], PLANE[:10, :10]]) + 8)
 
 
 def test_what_is_no_whole_product(tmp_path: Path) -> None:
@@ -112,23 +121,37 @@ def test_what_is_no_whole_product(tmp_path: Path) -> None:
         assert str(error.value).startswith(str(folder))
 
     (tmp_path / "empty.SAFE").mkdir()
-    refused(tmp_path / "empty.SAFE", "found 0 granules, expected all of a Sentinel-1 GRD")
+    refused(tmp_path / "empty.SAFE", r"found no image, .* or a Sentinel product")
+    (tmp_path / "ocean.SAFE" / "measurement").mkdir(parents=True)
+    (tmp_path / "ocean.SAFE" / "measurement" / "s1a-iw-ocn-vv-001.nc").touch()
+    refused(tmp_path / "ocean.SAFE", "found neither measurement")
     product = sentinel_2(tmp_path)
     product_files(product)["B08"].unlink()
-    refused(product, "found no B08")
-    product = sentinel_2(tmp_path)
-    (product / "GRANULE" / "another").mkdir()
-    refused(product, "found 2 granules")
-    for kind, keys, dtype, match in (
-        ("slc", ("iw1-vv", "iw2-vv"), "uint16", "found 2 measurements, such as s1a-iw-slc-iw1-vv"),
-        ("slc", ("vv",), "complex64", "found complex64"),
-    ):
-        product = sentinel_1(tmp_path / f"{kind}-{dtype}", keys, dtype, kind)
-        refused(product, match)
-    product = sentinel_1(tmp_path)
+    refused(product, "found no B08, expected all of B12, ")
+    (images,) = sentinel_2(tmp_path).glob("GRANULE/*")
+    shutil.copytree(images, images.with_name("another"))
+    refused(product, "found several granules")
+    refused(
+        sentinel_1(tmp_path / "swaths", ("iw1-vv", "iw2-vv"), kind="slc"), "found 2 measurements, such as s1a-iw-slc-"
+    )
+    refused(sentinel_1(tmp_path / "complex", ("vv",), "complex64", "slc"), "found complex64, .* take the GRD product")
+    product = sentinel_1(tmp_path / "damaged")
     product_files(product)["VH"].write_bytes(b"no image")
-    refused(product, "not a raster that GDAL can read")
-    assert not is_product(tmp_path / "absent.SAFE")
+    refused(product, "not a raster that GDAL can read .*; unpack it anew$")
+    both = tmp_path / "both"
+    sentinel_1(both)
+    sentinel_2(both)
+    refused(both, "found products with the bands B12, B08, B04, B03, B02 and VV, VH, expected the same")
+
+
+def test_a_product_has_its_bands_whatever_its_name(tmp_path: Path) -> None:
+    product = sentinel_2(tmp_path).rename(tmp_path / "before")
+    assert is_product(product)
+    assert not is_product(tmp_path)
+    hh = sentinel_1(tmp_path / "after", ("hv", "hh"))
+    assert [*product_files(hh)] == ["HH", "HV"]
+    assert not are_tiles(product, product)
+    assert shown_bands(product, "optical") == (3, 4, 5)
 
 
 def test_a_map_of_two_products(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
