@@ -19,11 +19,11 @@ import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio._path import _parse_path, _vsi_path
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 
+from hetecd import vrt
 from hetecd.errors import InputError
 from hetecd.modality import Floats
 from hetecd.place import Place, at_grid, box_of, pixel_of, place_of, side_by_side
@@ -179,7 +179,7 @@ def open_image(path: Path | str, numbers: Sequence[int]) -> Iterator[Image]:
     with ExitStack() as stack:
         is_folder = os.path.isdir(path)
         granules = []
-        for file in granule_files(path) if is_folder else [path]:
+        for file in images_of(path):
             dataset = stack.enter_context(open_raster(file))
             check_numbers(dataset, numbers, file)
             granules.append(Granule(dataset, place_of(dataset, file), file))
@@ -199,6 +199,11 @@ def _in_words(granules: Sequence[Granule]) -> str:
     if len(granules) == 1 and is_product(granules[0].path):
         return f"bands {', '.join(granules[0].dataset.descriptions)} of a product"
     return f"{len(granules)} granule{'s'[: len(granules) != 1]}"
+
+
+def images_of(path: Path | str) -> Sequence[Path | str]:
+    """What an image is opened as: the granules of a folder, or the file itself; errors of :func:`granule_files`."""
+    return granule_files(path) if os.path.isdir(path) else [path]
 
 
 def granule_files(folder: Path | str) -> list[Path]:
@@ -311,8 +316,8 @@ def _warped(dataset: Any, numbers: Sequence[int], place: Place, grid: Grid) -> s
     bands = range(1, len(numbers) + 1)
     lines = [
         f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}" subClass="VRTWarpedDataset">',
-        f"<SRS>{_wkt(grid.crs)}</SRS>" if grid.crs else "",
-        f"<GeoTransform>{_numbers(grid.transform)}</GeoTransform>",
+        f"<SRS>{vrt.wkt(grid.crs)}</SRS>" if grid.crs else "",
+        f"<GeoTransform>{vrt.numbers(grid.transform)}</GeoTransform>",
         *(
             f'<VRTRasterBand dataType="Float32" band="{band}" subClass="VRTWarpedRasterBand">'
             "<NoDataValue>nan</NoDataValue></VRTRasterBand>"
@@ -340,18 +345,17 @@ def _transformer(place: Place, grid: Grid) -> Iterator[str]:
     """XML of the way from pixels at a place to those of a grid."""
     yield "<GenImgProjTransformer>"
     if place.transform is not None:
-        yield f"<SrcGeoTransform>{_numbers(place.transform)}</SrcGeoTransform>"
-        yield f"<SrcInvGeoTransform>{_numbers(~place.transform)}</SrcInvGeoTransform>"
+        yield f"<SrcGeoTransform>{vrt.numbers(place.transform)}</SrcGeoTransform>"
+        yield f"<SrcInvGeoTransform>{vrt.numbers(~place.transform)}</SrcInvGeoTransform>"
     else:
         yield "<SrcTPSTransformer><TPSTransformer><Reversed>0</Reversed><GCPList>"
-        for tie in place.ties:
-            yield f'<GCP Id="" Pixel="{tie.col!r}" Line="{tie.row!r}" X="{tie.x!r}" Y="{tie.y!r}"/>'
+        yield from vrt.ties(place.ties)
         yield "</GCPList></TPSTransformer></SrcTPSTransformer>"
     if place.crs != grid.crs:
-        yield f"<ReprojectTransformer><ReprojectionTransformer><SourceSRS>{_wkt(place.crs)}</SourceSRS>"
-        yield f"<TargetSRS>{_wkt(grid.crs)}</TargetSRS></ReprojectionTransformer></ReprojectTransformer>"
-    yield f"<DstGeoTransform>{_numbers(grid.transform)}</DstGeoTransform>"
-    yield f"<DstInvGeoTransform>{_numbers(~grid.transform)}</DstInvGeoTransform></GenImgProjTransformer>"
+        yield f"<ReprojectTransformer><ReprojectionTransformer><SourceSRS>{vrt.wkt(place.crs)}</SourceSRS>"
+        yield f"<TargetSRS>{vrt.wkt(grid.crs)}</TargetSRS></ReprojectionTransformer></ReprojectTransformer>"
+    yield f"<DstGeoTransform>{vrt.numbers(grid.transform)}</DstGeoTransform>"
+    yield f"<DstInvGeoTransform>{vrt.numbers(~grid.transform)}</DstInvGeoTransform></GenImgProjTransformer>"
 
 
 def _scales(place: Place, grid: Grid) -> Iterator[str]:
@@ -362,14 +366,6 @@ def _scales(place: Place, grid: Grid) -> Iterator[str]:
     if np.isfinite(scale).all():
         for axis, value in zip("XY", scale.tolist(), strict=True):
             yield f'<Option name="{axis}SCALE">{min(1.0, value)!r}</Option>'
-
-
-def _wkt(crs: CRS) -> str:
-    return escape(crs.to_wkt())
-
-
-def _numbers(transform: Affine) -> str:
-    return ", ".join(map(repr, transform.to_gdal()))
 
 
 def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
@@ -398,7 +394,7 @@ def _virtual(dataset: Any, source: str, numbers: Sequence[int], marks: Sequence[
     for position, (number, mark) in enumerate(zip(numbers, marks, strict=True), 1):
         lines += [
             f'<VRTRasterBand dataType="Float32" band="{position}"><NoDataValue>nan</NoDataValue>',
-            f"<ComplexSource>{_source(source, number)}{mark}</ComplexSource></VRTRasterBand>",
+            f"<ComplexSource>{vrt.source(source, number)}{mark}</ComplexSource></VRTRasterBand>",
         ]
     return "".join([*lines, "</VRTDataset>"])
 
@@ -409,14 +405,10 @@ def _masked_by(dataset: Any, source: str, alpha: int) -> str:
     for number in dataset.indexes:
         lines += [
             f'<VRTRasterBand dataType="Float32" band="{number}">',
-            f"<SimpleSource>{_source(source, number)}</SimpleSource></VRTRasterBand>",
+            f"<SimpleSource>{vrt.source(source, number)}</SimpleSource></VRTRasterBand>",
         ]
     lines += [
         '<MaskBand><VRTRasterBand dataType="Byte">',
-        f"<SimpleSource>{_source(source, alpha)}</SimpleSource></VRTRasterBand></MaskBand>",
+        f"<SimpleSource>{vrt.source(source, alpha)}</SimpleSource></VRTRasterBand></MaskBand>",
     ]
     return "".join([*lines, "</VRTDataset>"])
-
-
-def _source(name: str, number: int) -> str:
-    return f'<SourceFilename relativeToVRT="0">{escape(name)}</SourceFilename><SourceBand>{number}</SourceBand>'

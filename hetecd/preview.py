@@ -1,7 +1,6 @@
 """Small pictures of large images: shrunk strip by strip on the grid of a result, stretched, encoded for a page."""
 
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from hetecd.config import Role
-from hetecd.image import granule_files, open_image
+from hetecd.image import images_of, open_image
 from hetecd.modality import Floats
 from hetecd.products import BANDS, is_product
 from hetecd.raster import Grid, data_bands, open_raster
@@ -54,7 +53,7 @@ def shrink(image: Floats, factor: int) -> Floats:
 
 def shown_bands(image_path: Path | str, is_: Role) -> tuple[int, ...]:
     """Numbers of the bands that :func:`picture` wants of an image: up to four of an optical one, the first of SAR."""
-    first = granule_files(image_path)[0] if os.path.isdir(image_path) else image_path
+    first = images_of(image_path)[0]
     if is_ == "optical" and is_product(first):
         return tuple(BANDS.index(band) + 1 for band in ("B04", "B03", "B02"))
     with open_raster(first) as dataset:

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import rasterio
 
+from hetecd import vrt
 from hetecd.errors import InputError
 
 # Short-wave infrared, near infrared and red come first: the false colour that the weights which come along know.
@@ -86,8 +86,7 @@ def product_vrt(folder: Path | str) -> str:
         rectangles = [f'<{name} xOff="0" yOff="0" xSize="{cols}" ySize="{rows}"/>' for name, (rows, cols) in sizes]
         lines += [
             f'<VRTRasterBand dataType="UInt16" band="{number}"><Description>{band}</Description>',
-            '<NoDataValue>0</NoDataValue><SimpleSource><SourceFilename relativeToVRT="0">',
-            f"{escape(str(files[band].resolve()))}</SourceFilename><SourceBand>1</SourceBand>",
+            f"<NoDataValue>0</NoDataValue><SimpleSource>{vrt.source(str(files[band].resolve()), 1)}",
             *rectangles,
             "</SimpleSource></VRTRasterBand>",
         ]
@@ -98,11 +97,9 @@ def _placed(dataset: Any) -> Iterator[str]:
     """XML of where an open dataset lies."""
     ties, crs = dataset.gcps
     if ties and crs:
-        wkt = escape(crs.to_wkt(), {'"': "&quot;"})
-        yield f'<GCPList Projection="{wkt}">'
-        for tie in ties:
-            yield f'<GCP Id="" Pixel="{tie.col!r}" Line="{tie.row!r}" X="{tie.x!r}" Y="{tie.y!r}" Z="{tie.z or 0!r}"/>'
+        yield f'<GCPList Projection="{vrt.wkt(crs)}">'
+        yield from vrt.ties(ties)
         yield "</GCPList>"
     elif dataset.crs:
-        yield f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>"
-        yield f"<GeoTransform>{', '.join(map(repr, dataset.transform.to_gdal()))}</GeoTransform>"
+        yield f"<SRS>{vrt.wkt(dataset.crs)}</SRS>"
+        yield f"<GeoTransform>{vrt.numbers(dataset.transform)}</GeoTransform>"

@@ -158,7 +158,8 @@ def open_raster(path: Path | str) -> Iterator[Any]:
             of a product, see :mod:`hetecd.products`.
     """
     name = str(path)
-    product, remedy = is_product(path), "unpack it" if name.lower().endswith(PACKED) else ""
+    product = os.path.isdir(name) and is_product(path)
+    remedy = "unpack it" if name.lower().endswith(PACKED) else ""
     if not product and not FOR_GDAL.match(name) and not os.path.isfile(name):
         found = "a folder" if os.path.isdir(name) else "no such file"
         raise InputError(f"{name}: found {found}, expected a raster; check the path")

@@ -63,8 +63,7 @@ def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> M
             return other
     power = role == "sar" and kind == "linear"
     # Counts of a SAR sensor are power or amplitude: in decibels, stretched to the range of the scene, the same.
-    positive = bool(np.nanmin(sample) >= 0)
-    counts = role == "sar" and kind == "digital numbers" and positive and is_above_8_bits(sample)
+    counts = role == "sar" and kind == "digital numbers" and is_above_8_bits(sample) and bool(np.nanmin(sample) >= 0)
     own = fit_modality([sample], modality.bands, power or counts, modality.gsd_m)
     log.warning(
         "%s: scaled by the range of this scene, %s (%s), in place of that of training, %s (%s); check the map",

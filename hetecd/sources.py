@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import hetecd
 from hetecd.files import sha256
-from hetecd.image import granule_files
+from hetecd.image import images_of
 from hetecd.products import is_product, product_files
 from hetecd.raster import files_of, is_remote, open_raster
 
@@ -37,7 +37,7 @@ def identify(path: Path | str) -> dict[str, Any]:
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
     own: list[Path | str] = []
-    for image in _images(path):
+    for image in images_of(path):
         own += product_files(image).values() if is_product(image) else [image]
     known = {"path": os.path.abspath(path), **_together(own)} if os.path.isdir(path) else identify_file(path)
     files, read_as = _read_from(path)
@@ -89,10 +89,6 @@ def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files:
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _images(path: Path | str) -> Sequence[Path | str]:
-    return granule_files(path) if os.path.isdir(path) else [path]
-
-
 def _read_from(path: Path | str) -> tuple[list[str], str | None]:
     """Files and URLs that an image is read from, a file itself first, and a digest of what tells place and nodata.
 
@@ -101,7 +97,7 @@ def _read_from(path: Path | str) -> tuple[list[str], str | None]:
     if is_remote(str(path)):
         return [str(path)], None
     files, told = [], []
-    for own in _images(path):
+    for own in images_of(path):
         with open_raster(own) as dataset:
             files += [file for file in files_of(dataset) if not file.lower().endswith(COMPANIONS)]
             ties, crs = dataset.gcps

@@ -6,7 +6,6 @@ STAC 1.1 with the extensions projection 2.0, file 2.1, classification 2.0 and, w
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from hetecd.errors import InputError
 from hetecd.files import sha256, writing
 from hetecd.ground import outline_wgs84
-from hetecd.image import granule_files
+from hetecd.image import images_of
 from hetecd.info import ModelInfo
 from hetecd.modality import Modality
 from hetecd.raster import Grid, open_raster, time_of
@@ -100,7 +99,7 @@ def _times(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _taken(path: str) -> tuple[datetime, datetime] | None:
     """First and last second of an image, of a folder's first granule, as far as :func:`hetecd.raster.time_of` knows."""
     try:
-        image = granule_files(path)[0] if os.path.isdir(path) else path
+        image = images_of(path)[0]
         with open_raster(image) as dataset:
             found = time_of(dataset, image)
     except InputError:

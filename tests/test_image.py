@@ -252,7 +252,7 @@ def test_an_image_far_from_the_grid(tmp_path):
 
 def across(path, degrees=None, crs=WGS84, ties=False):
     """An image across the antimeridian: in UTM, or in degrees that begin so much from where it lies."""
-    grid = Grid(FIJI, Affine(10, 0, *FIJI_CORNER[:1], 0, -10, FIJI_CORNER[1]), 110, 210)
+    grid = Grid(FIJI, Affine(10, 0, FIJI_CORNER[0], 0, -10, FIJI_CORNER[1]), 110, 210)
     if degrees is not None:
         grid = Grid(crs, Affine(1e-4, 0, 179.99 + degrees, 0, -1e-4, -16.995), 100, 200)
     rows, cols = np.indices(grid.shape) + 0.5

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hetecd"
 ROWS = [
     {"__init__"},
     {"errors"},
-    {"config", "files", "modality", "flow", "progress", "memory"},
+    {"config", "files", "modality", "flow", "progress", "memory", "vrt"},
     {"tiles", "metrics", "folders", "styles", "products"},
     {"info", "raster", "surroundings"},
     {"place", "ground", "outline", "synth_world", "ops", "cog"},
@@ -42,7 +42,7 @@ OWNERS = {
     "lightning": {"resume", "train"},
     "rasterio": {"products", "raster", "cog", "place", "image", "grids", "pair", "align", "ground", "preview", "vector",
                  "survey", "synth", "map_tiles", "gallery"},
-    "affine": {"raster", "place", "image", "grids", "pair", "vector", "synth"},
+    "affine": {"vrt", "raster", "place", "image", "grids", "pair", "vector", "synth"},
     "pyogrio": {"grids", "vector", "survey"},
     "shapely": {"grids", "ground", "outline", "vector", "survey"},
     "safetensors": {"weights"},
