@@ -38,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
             command.add_argument("--split", default="test")
             command.add_argument("--name", default="", help="of the row; default: the file's, and +tta with --tta")
             command.add_argument("--shifts", action="store_true", help="also the shift curve")
-            command.add_argument("--tta", action="store_true", help="score the mean over four mirror images")
+            command.add_argument("--tta", action="store_true", help="score the mean with a mirror image")
             continue
         command.add_argument("--rows", nargs="*", help="default: all that can be trained in this environment")
         command.add_argument("--rows-file", type=Path, default=ROWS)

@@ -181,7 +181,7 @@ def score_checkpoint(
         out: folder of results.
         name: of the row; by default that of the file, and "+tta" where ``tta``.
         shifts: also the shift curve.
-        tta: score the mean over four mirror images, see :func:`hetecd.modality.mirrored`.
+        tta: score the mean with a mirror image, see :func:`hetecd.modality.mirrored`.
 
     Raises:
         ConfigError: a row of this name holds results of another checkpoint.
@@ -196,7 +196,7 @@ def score_checkpoint(
         if any(before.get(key) != settings[key] for key in ("sha256", "tta")):
             raise ConfigError(f"{path}: found a result of another checkpoint or --tta; choose another name with --name")
     if tta:
-        adds = None if trained.multiply_adds is None else 4 * trained.multiply_adds
+        adds = None if trained.multiply_adds is None else 2 * trained.multiply_adds
         trained = dataclasses.replace(trained, predictor=mirrored(trained.predictor), multiply_adds=adds)
     title = f"{data.resolve().name} {split}".strip()
     tests = [ScoredSet(title, data, split)]
