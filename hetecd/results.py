@@ -7,6 +7,8 @@
                          :func:`hetecd.sources.identify`
     weights              {name, path, bytes, sha256, scores}: validation scores of the checkpoint; perhaps sources, the
                          file beside an OpenVINO graph; null without a name
+    scaling              {optical, sar}: bands and ranges that the values were scaled by, of a
+                         :class:`hetecd.modality.Modality`; null where no checkpoint made the map
     settings             threshold, tile_px, overlap_px, tta, precision, runtime, device ("cpu", "cuda"), and of the
                          polygons min_area, simplify
     alignment            null, or how the SAR image was moved
@@ -62,7 +64,7 @@ class About:
 
     Attributes:
         weights: name, path, sha256 and validation scores of the checkpoint, from :func:`describe_weights`.
-        tta: mean over mirror images.
+        tta: mean with a mirror image.
         precision: that the predictor was asked for.
         runtime: that the predictor was asked for.
         device: kind of device that computes, "cpu" or "cuda": rounding depends on it.
@@ -125,11 +127,12 @@ def describe(pair: Pair, about: About, settings: Mapping[str, Any]) -> dict[str,
 
 def tags(description: Mapping[str, Any]) -> dict[str, str]:
     """Metadata of a GeoTIFF: a description without what the GeoTIFF knows itself, flat and without folders."""
-    out = {"hetecd": description["hetecd"], "alignment": json.dumps(description["alignment"])}
+    out = {"hetecd": description["hetecd"]} | {key: json.dumps(description[key]) for key in ("alignment", "scaling")}
     for date in ("before", "after"):
         out |= {date: Path(description[date]["path"]).name, f"{date}_sha256": description[date]["sha256"] or "unknown"}
-    if weights := description["weights"]:
-        out |= {"weights": weights["name"], "weights_sha256": weights["sha256"] or "unknown"}
+    for key in ("weights", "aoi"):
+        if entry := description[key]:
+            out |= {key: entry.get("name") or Path(entry["path"]).name, f"{key}_sha256": entry["sha256"] or "unknown"}
     return out | {key: str(value) for key, value in description["settings"].items()}
 
 

@@ -66,12 +66,12 @@ def write_item(
 
 
 def _name(summary: Mapping[str, Any]) -> str:
-    """The same for the same inputs, weights and settings, wherever the files lie."""
-    made_from = {key: summary[key] for key in ("before", "after", "weights", "settings", "alignment", "grid")}
-    for key in ("before", "after", "weights"):
-        entry = made_from[key] or {}
-        made_from[key] = [entry["sha256"], entry["sources"]["sha256"]] if "sources" in entry else entry.get("sha256")
-        made_from[key] = made_from[key] or entry or None
+    """The same for the same inputs, weights, values and settings, wherever the files lie."""
+    made_from = {key: summary[key] for key in ("scaling", "settings", "alignment", "grid")}
+    for key in ("before", "after", "weights", "aoi"):
+        entry = summary[key] or {}
+        content = [entry["sha256"], entry["sources"]["sha256"]] if "sources" in entry else entry.get("sha256")
+        made_from[key] = [content, entry.get("read_as")] if content else entry or None
     return "hetecd-" + hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pystac
 import pytest
+import rasterio
 import shapely
 from pystac.extensions.file import FileExtension
 from pystac.extensions.mlm import MLMExtension
@@ -122,6 +124,18 @@ def test_the_time_is_that_of_the_images_if_they_tell(tmp_path):
     assert (day["datetime"], day["end_datetime"]) == ("2023-07-16T00:00:00Z", "2023-07-16T23:59:59Z")
     no_date = ("a_20231399T103629.tif", "b_20230714T103629.tif")
     assert "start_datetime" not in made(tmp_path / "b", names=no_date).properties
+
+
+def test_maps_of_other_values_have_another_name(tmp_path):
+    """The same files, weights and settings, but the values scaled otherwise; and the GeoTIFF tells which."""
+    ids, told = set(), set()
+    for number, high in enumerate((255.0, 100.0)):
+        model = replace(MODEL, sar=replace(MODEL.sar, high=(high,)))
+        ids.add(made(tmp_path / str(number), about=About(model=model)).id)
+        with rasterio.open(tmp_path / str(number) / "out" / "change.tif") as dataset:
+            told.add(json.loads(dataset.tags()["scaling"])["sar"]["high"][0])
+    assert len(ids) == 2
+    assert told == {255.0, 100.0}
 
 
 def test_across_the_antimeridian(tmp_path):
