@@ -96,21 +96,33 @@ class Alignment:
         return f"{found}; {self.inlier_ratio:.0%} of {self.tiles} tiles agree; {self.note}"
 
 
-def choose_move(open_moved: OpenMoved, how: str = "auto") -> Alignment | None:
-    """What ``predict --align`` asks for, said in the log; see :func:`find_move`.
-
-    Args:
-        open_moved: opens the pair with a given ``sar_move``.
-        how: "off" gives None, "auto" searches the usual range, a number that many pixels.
+def limit_of(how: str) -> int | None:
+    """The largest shift that ``--align`` asks to search: None for "off", the usual one for "auto", or a number, px.
 
     Raises:
-        InputError: ``how`` is none of these.
+        InputError: it is none of these.
     """
     if how == "off":
         return None
     if how != "auto" and not how.isdecimal():
         raise InputError(f"align: found '{how}', expected auto, off, or the largest shift to search in pixels")
-    found = find_move(open_moved, LIMIT_PX if how == "auto" else int(how))
+    return LIMIT_PX if how == "auto" else int(how)
+
+
+def choose_move(open_moved: OpenMoved, how: str = "auto") -> Alignment | None:
+    """What ``predict --align`` asks for, said in the log; see :func:`find_move`.
+
+    Args:
+        open_moved: opens the pair with a given ``sar_move``.
+        how: see :func:`limit_of`; "off" gives None.
+
+    Raises:
+        InputError: ``how`` cannot be, or what :func:`find_move` raises.
+    """
+    limit_px = limit_of(how)
+    if limit_px is None:
+        return None
+    found = find_move(open_moved, limit_px)
     log.info("align: %s", found)
     return found
 

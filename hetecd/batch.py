@@ -33,6 +33,7 @@ def read_pairs(path: Path | str, settings: Iterable[str] = ()) -> dict[str, dict
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            reader.fieldnames = [name.replace("-", "_") for name in reader.fieldnames or ()]  # as flags, in either way
             rows, columns = list(reader), [*(reader.fieldnames or ())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); check the file") from error

@@ -14,7 +14,7 @@ import hetecd
 from hetecd import network_verbs as networks
 from hetecd import scene_verbs as scenes
 from hetecd.config import checked, read_recipe
-from hetecd.errors import HetecdError
+from hetecd.errors import HetecdError, UsageError
 
 VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentParser], None]]] = {
     "train": (networks.train, networks.train_arguments),
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = parsers[""].parse_args(words)
         return VERBS[args.verb][0](args[args.verb]) or 0
     except HetecdError as error:
-        return _fail(str(error), args.debug)
+        return _fail(str(error), args.debug, 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("hetecd: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}{hint}", args.debug)
 
 
-def _fail(message: str, debug: bool) -> int:
+def _fail(message: str, debug: bool, code: int = 1) -> int:
     if debug:
         raise  # noqa: PLE0704 - the exception being handled
     print(f"hetecd: error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _parsers() -> dict[str, ArgumentParser]:

@@ -3,13 +3,14 @@
     HetecdError
     ├── InputError (ValueError)     a file or argument is not what it must be
     │   └── AbsentError             what was asked for by its name is not there
+    ├── UsageError (ValueError)     arguments of a command do not go together
     ├── ConfigError (ValueError)    a recipe or setting is wrong
     ├── CheckpointError (ValueError)  a weights file cannot be used
     ├── ExportError (ValueError)    a graph does not compute what the network does
     └── OutputError (OSError)       a result cannot be written
 
 Every message is one line: which file or argument, what was found, what was expected, what to do.
-The command line prints it and exits with 1; the traceback only shows with ``--debug``.
+The command line prints it and exits with 1, with 2 after a UsageError; the traceback only shows with ``--debug``.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ class HetecdError(Exception):
 
 class InputError(HetecdError, ValueError):
     """A raster, data folder, label or argument is not what it must be."""
+
+
+class UsageError(HetecdError, ValueError):
+    """Arguments of a command that do not go together; exit code 2."""
 
 
 class AbsentError(InputError):

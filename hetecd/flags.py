@@ -1,6 +1,7 @@
 """Flags that several verbs share, and what they stand for."""
 
 import dataclasses
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from hetecd.modality import Predictor, Scaled
     from hetecd.runtime import Precision, Runtime
 
+log = logging.getLogger("hetecd")
 DEFAULT_WEIGHTS = Path(__file__).parent / "models" / "default.safetensors"
 
 
@@ -30,7 +32,7 @@ def device_arguments(parser: ArgumentParser) -> None:
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",
         help="auto: torch for a checkpoint, the fastest that is installed for an exported graph",
     )  # fmt: skip
-    parser.add_argument("--tta", action="store_true", help="mean over four mirror images: better, four times as long")
+    parser.add_argument("--tta", action="store_true", help="mean with a mirror image: better, twice as long")
 
 
 def fill(cls: Any, args: Namespace) -> Any:
@@ -60,7 +62,7 @@ class Network:
         """The same of raw images; a new one for each scene, for it warns once of values unlike those of training.
 
         Args:
-            tta: mean over four mirror images.
+            tta: mean with a mirror image.
             info: how the images are scaled, where not as in training.
         """
         from hetecd.modality import mirrored  # numpy
@@ -86,18 +88,23 @@ def open_network(checkpoint: str | None, runtime: "Runtime", device: str, precis
 
     if checkpoint is None and not DEFAULT_WEIGHTS.is_file():
         raise CheckpointError("weights: this version comes without any; name a checkpoint")
+    if checkpoint is None:
+        log.info(
+            "weights: none named, so those that come with hetecd (floods, 8-bit pictures of OMBRIA); see --weights"
+        )
     path = checkpoint or DEFAULT_WEIGHTS
     if choose(path, runtime, device) != "torch":
         graph = read_graph(path, runtime, device, precision)
         return Network(path, graph, graph.info, kind_of_device(path, runtime, device))
 
     from hetecd.ops import MATRIX_REGISTERS  # torch
-    from hetecd.weights import load, normalised_predictor
+    from hetecd.weights import load, normalised_predictor, precision_on
 
     net = load(path)
     compute = normalised_predictor(net, device, precision)
     assert net.info is not None  # load sets it
     kind = kind_of_device(path, runtime, device)
+    log.info("%s: computed by torch (%s, %s)", Path(path).name, kind, precision_on(kind, precision))
     slow = precision == "auto" and kind == "cpu" and MATRIX_REGISTERS
     advice = "the network computes in float32; with --precision bf16 it takes half the time on this processor"
     return Network(path, compute, net.info, kind, advice if slow else "")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from hetecd.errors import CheckpointError, ConfigError
 from hetecd.modality import Modality, Predictor, Scaled, uint8_modality
 
 FORMAT = "hetecd-1"
+COARSER = 2.0  # times the pixels of training, or a part of them, from which a map is not to be trusted
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class ModelInfo:
     def scaled(self, compute: Predictor) -> Scaled:
         """The network as a predictor of raw images, given what computes it from normalised ones."""
         return Scaled(compute, self.optical, self.sar, self.model.standardise)
+
+    def unlike_pixels(self, pixel_m: Sequence[float] | None) -> str:
+        """A warning where pixels (their edges in m; NaN or None = unknown) are not nearly those of training, or ""."""
+        trained_m = self.optical.gsd_m or self.sar.gsd_m
+        if not (pixel_m and trained_m):
+            return ""
+        ratio = math.sqrt(pixel_m[0] * pixel_m[1]) / trained_m
+        if not (ratio > COARSER or ratio < 1 / COARSER):
+            return ""
+        return (
+            f"grid: pixels of {pixel_m[0]:.3g} x {pixel_m[1]:.3g} m, the weights were trained on {trained_m:g} m; "
+            "choose --resolution (in units of the CRS), or other weights"
+        )
 
     def __post_init__(self) -> None:
         for role in get_args(Role):

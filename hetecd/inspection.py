@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hetecd.align import AGREE, OpenMoved, find_move
+from hetecd.align import AGREE, OpenMoved, find_move, limit_of
 from hetecd.config import OVERLAP_PX, TILE_PX, Role
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice, choose_grid
@@ -27,14 +27,14 @@ from hetecd.modality import EIGHT_BIT, Floats, Modality, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
-from hetecd.stream import check_tile
+from hetecd.scaling import Scaling
+from hetecd.stream import check_windows
 from hetecd.tiles import Window, spread, starts
 
 SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
 LATTICE = 101  # points along either axis at which the overlap is measured
 EARTH_KM = 6371.0
 BLANK = 0.01  # share of pixels that are 0 in every band from which they look like undeclared nodata
-COARSER = 2.0  # times the pixels of training, or a part of them, from which a map is not to be trusted
 
 
 def _words_of(words: str) -> re.Pattern[str]:
@@ -59,16 +59,22 @@ def inspect_pair(
     choice: GridChoice,
     tile_px: int = TILE_PX,
     overlap_px: int = OVERLAP_PX,
+    align: str = "auto",
+    scaling: Scaling = "auto",
 ) -> dict[str, Any]:
     """Look at a pair without mapping it. The arguments are those of a prediction.
+
+    Raises:
+        InputError: ``align`` cannot be; everything else is among the problems.
 
     Returns:
         JSON-able: ``usable`` (False where a prediction would fail), ``problems`` ({fatal, found, remedy}, the fatal
         ones first), ``before`` and ``after`` (what each image is; None where it cannot be opened), and, where the two
         belong together, ``grid`` ({crs, height, width, pixel_m, bounds_wgs84}), ``windows``, ``overlap`` (share of the
         grid that both cover), ``valid`` (share of what both cover that is valid in both) and ``alignment`` (how the
-        SAR image lies, as :meth:`hetecd.align.Alignment.summary` has it).
+        SAR image lies, as :meth:`hetecd.align.Alignment.summary` has it; None with ``align`` "off").
     """
+    limit_px = limit_of(align)
     problems: Problems = []
     report: dict[str, Any] = {"usable": False, "problems": problems, "before": None, "after": None}
     report |= {"grid": None, "windows": None, "overlap": None, "valid": None, "alignment": None}
@@ -80,20 +86,22 @@ def inspect_pair(
             with _noting(problems):
                 # The first band, which every image has: that others lack is one problem among several.
                 image = stack.enter_context(open_image(path, (1,)))
-                report[name], images[role], sample = _side(stack, image, role, getattr(info, role), problems)
+                report[name], images[role], sample = _side(stack, image, role, getattr(info, role), scaling, problems)
                 samples.append(sample)
         if len(samples) == 2:
             _compare(report["before"], report["after"], samples, problems)
             with _noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)
-                check_tile(tile_px)
+                check_windows(tile_px, overlap_px)
                 rows, cols = (starts(size, tile_px, overlap_px) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)
-                _check_pixel_size(report["grid"]["pixel_m"], info, problems)
-            if not any(problem["fatal"] for problem in problems):
+                if said := info.unlike_pixels(report["grid"]["pixel_m"]):
+                    found, remedy = said.split("; ")
+                    _note(problems, found, remedy)
+            if limit_px is not None and not any(problem["fatal"] for problem in problems):
                 open_moved = partial(open_pair, before, after, before_is, info.optical, info.sar, choice=choice)
-                report["alignment"] = _measure_shift(open_moved, problems)
+                report["alignment"] = _measure_shift(open_moved, limit_px, problems)
     problems.sort(key=lambda problem: not problem["fatal"])
     report["usable"] = not any(problem["fatal"] for problem in problems)
     return report
@@ -117,7 +125,7 @@ def _note(problems: Problems, found: str, remedy: str, fatal: bool = False) -> N
 
 
 def _side(
-    stack: ExitStack, image: Image, role: Role, modality: Modality, problems: Problems
+    stack: ExitStack, image: Image, role: Role, modality: Modality, scaling: Scaling, problems: Problems
 ) -> tuple[Side, Image, Floats]:
     """What an image is; the image with the bands to read; a sample (C, n) of its pixels, NaN where invalid."""
     granule = image.granules[0]
@@ -152,7 +160,7 @@ def _side(
         "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
     }
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
-    _check_values(side, sample, valid, role, modality, problems)
+    _check_values(side, sample, valid, role, modality, scaling, problems)
     return side, image, sample
 
 
@@ -196,7 +204,9 @@ def _values(sample: Floats, numbers: tuple[int, ...], dtype: str) -> tuple[list[
     return values, EIGHT_BIT if dtype == "uint8" else looks_like(sample)
 
 
-def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality: Modality, problems: Problems) -> None:
+def _check_values(
+    side: Side, sample: Floats, valid: Bools, role: Role, modality: Modality, scaling: Scaling, problems: Problems
+) -> None:
     """Note values that are unlike those of training, and nodata that nobody declared."""
     if not valid.any():
         _note(problems, f"{side['path']}: found no valid pixel in the sample", "check its nodata value", fatal=True)
@@ -219,7 +229,8 @@ def _check_values(side: Side, sample: Floats, valid: Bools, role: Role, modality
         _note(
             problems,
             f"{side['path']}: {role} values are unlike those of training (found {found}, expected {trained})",
-            "predict takes the range of this scene, a guess; better rescale the image as those of training were",
+            ("" if scaling == "weights" else "predict takes the range of this scene, a guess; better ")
+            + "rescale the image as those of training were",
         )
 
 
@@ -346,21 +357,8 @@ def _apart(one: NDArray[Any] | None, other: NDArray[Any] | None) -> str:
     return f"found no overlap: the middles of the two images are {km:,.1f} km apart"
 
 
-def _check_pixel_size(found_m: list[float] | None, info: ModelInfo, problems: Problems) -> None:
-    trained_m = info.optical.gsd_m or info.sar.gsd_m
-    if not (found_m and trained_m):
-        return
-    ratio = float(np.sqrt(found_m[0] * found_m[1])) / trained_m
-    if not 1 / COARSER <= ratio <= COARSER:
-        _note(
-            problems,
-            f"grid: pixels of {found_m[0]:.3g} x {found_m[1]:.3g} m, the weights were trained on {trained_m:g} m",
-            "choose --resolution (in units of the CRS), or other weights",
-        )
-
-
-def _measure_shift(open_moved: OpenMoved, problems: Problems) -> dict[str, object]:
-    found = find_move(open_moved)
+def _measure_shift(open_moved: OpenMoved, limit_px: int, problems: Problems) -> dict[str, object]:
+    found = find_move(open_moved, limit_px)
     if found.tiles >= AGREE[0] and found.inlier_ratio < AGREE[1]:
         _note(
             problems,
@@ -379,7 +377,7 @@ def _finite(edges: tuple[float, float]) -> list[float] | None:
 
 def in_words(report: dict[str, Any]) -> str:
     """What :func:`inspect_pair` found, as lines for people."""
-    lines = []
+    lines = [f"{report['tiles']} tiles, each mapped by itself; of the first"] if report.get("tiles") else []
     for name in ("before", "after"):
         if side := report[name]:
             lines += [f"{name}: {side['path']}, {side['is']}", *_side_in_words(side)]

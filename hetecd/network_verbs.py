@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from hetecd.config import add_recipe_keys, configs
-from hetecd.errors import InputError
+from hetecd.errors import InputError, UsageError
 from hetecd.flags import DEFAULT_WEIGHTS, device_arguments, fill, open_predictor
 
 
@@ -125,7 +125,7 @@ def calibrate(args: Namespace) -> None:
 
     checkpoint = args.checkpoint or DEFAULT_WEIGHTS
     if bool(args.data) == bool(args.like):
-        raise InputError("calibrate: found neither or both of --data and --like, expected one of them")
+        raise UsageError("calibrate: found neither or both of --data and --like, expected one of them; name one")
     if args.like:
         print(f"threshold {calibrate_like(checkpoint, args.like, args.out).threshold:.2f}")
     else:

@@ -121,7 +121,7 @@ def predict_scene(
         OutputError: a result cannot be written. Nothing is left behind but finished blocks that can be used again.
     """
     started = time.monotonic()
-    _check_threshold(threshold)
+    check_threshold(threshold)
     polygons.check(pair.grid)
     out_dir = Path(out_dir)
     outputs = _outputs(out_dir, polygons)
@@ -309,7 +309,7 @@ def predict_folder(
         OutputError: a result cannot be written. Each PNG is whole or not there.
     """
     started = time.monotonic()
-    _check_threshold(threshold)
+    check_threshold(threshold)
     if not tiles:
         raise InputError("tiles: found none, expected at least one pair; check the folder")
     out_dir = Path(out_dir)
@@ -357,9 +357,10 @@ def _identity(path: Path | str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """InputError unless it is a probability."""
     if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: found {threshold}, expected 0 to 1")
+        raise InputError(f"threshold: found {threshold}, expected 0 to 1; give a probability")
 
 
 def _classify(probability: Floats, threshold: float, changed: int, invalid: int) -> tuple[NDArray[np.uint8], int, int]:

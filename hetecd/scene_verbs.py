@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from hetecd.config import OVERLAP_PX, TILE_PX, Role
-from hetecd.errors import ConfigError, InputError
-from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network, open_predictor
+from hetecd.errors import ConfigError, InputError, UsageError
+from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
@@ -24,6 +24,11 @@ log = logging.getLogger("hetecd")
 # What the cells of a table of pairs may hold, beside what is one word on the command line too.
 LISTS = ("optical_bands", "sar_bands", "bounds")
 YES_NO = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+# Flags for scenes, besides those of the grid, and what they may be where tiles are mapped.
+OF_SCENES = {
+    "format": ("gpkg",), "min_area": (0.0,), "simplify": (0.0,), "report": (False,),
+    "align": ("auto", "off"), "scaling": ("auto", "weights"),
+}  # fmt: skip
 # Flags that say nothing about what is in a map; its files are told by themselves.
 IN_ANY_WAY = ("before", "after", "weights", "aoi", "out", "redo", "report", "pairs", "batch")
 
@@ -36,15 +41,25 @@ def inspect_arguments(parser: ArgumentParser) -> None:
 
 
 def inspect(args: Namespace) -> int:
-    """Say what two rasters are, what `predict` would do with them, and what is wrong; 1 where it would fail."""
+    """Say what two images are, what `predict` would do with them, and what is wrong; 1 where it would fail."""
+    from hetecd.folders import match_tiles
     from hetecd.grids import GridChoice
+    from hetecd.image import are_tiles
     from hetecd.inspection import in_words, inspect_pair
 
-    _, info = open_predictor(args.weights, args)
+    info = open_network(args.weights, args.runtime, args.device, args.precision).info
     info = info.reading(args.optical_bands, args.sar_bands)
-    before_is: Role = args.before_is or info.before_is
-    choice = fill(GridChoice, args)
-    found = inspect_pair(args.before, args.after, before_is, info, choice, args.tile, args.overlap)
+    before, after = args.before, args.after
+    tiles = match_tiles(before, after) if are_tiles(before, after) else []
+    if tiles:
+        _refuse_for_tiles(args)
+        before, after = tiles[0].before, tiles[0].after
+        args.align, args.scaling = "off", "weights"  # as tiles are mapped
+    found = inspect_pair(
+        before, after, args.before_is or info.before_is, info, fill(GridChoice, args),
+        args.tile, args.overlap, args.align, args.scaling,
+    )  # fmt: skip
+    found["tiles"] = len(tiles) or None
     print(json.dumps(found, indent=2) if args.json else in_words(found))
     return 0 if found["usable"] else 1
 
@@ -60,11 +75,6 @@ def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", type=Literal["gpkg", "fgb", "geojson"], default="gpkg", help="of the polygons")
     parser.add_argument("--min_area", type=float, default=0.0, help="leave out smaller polygons, m2 (px without CRS)")
     parser.add_argument("--simplify", type=float, default=0.0, help="move outlines by up to this, m (px without CRS)")
-    parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
-    parser.add_argument(
-        "--scaling", type=Literal["auto", "weights", "scene"], default="auto",
-        help="range of the values: that of training, of this scene, or of this scene where it is unlike training",
-    )  # fmt: skip
     parser.add_argument("--report", action="store_true", help="make report.html in --out too; of a pair of rasters")
     device_arguments(parser)
 
@@ -72,7 +82,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
 def predict(args: Namespace) -> None:
     """Map a pair of rasters, two folders of tiles, or many pairs."""
     if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
-        raise InputError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE")
+        raise UsageError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE; name those")
     if not args.pairs:
         return _predict_pair(args, open_network)
     from hetecd.batch import read_pairs, run_pairs
@@ -118,18 +128,28 @@ def _predict_pair(args: Namespace, opened: Callable[..., Network]) -> None:
 
 def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
     from hetecd.folders import match_tiles
-    from hetecd.grids import GridChoice
     from hetecd.predict import predict_folder
 
-    fill(GridChoice, args).refuse_for_tiles(args.before)
-    if args.report:
-        raise InputError("report: found folders of tiles, expected two rasters; leave --report out")
+    _refuse_for_tiles(args)
     network, info, before_is, threshold, batch = _settle(args, opened)
     summary = predict_folder(
         match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar, before_is,
         threshold, args.tile, args.overlap, batch,
     )  # fmt: skip
     return f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
+
+
+def _refuse_for_tiles(args: Namespace) -> None:
+    """InputError where flags ask for what tiles, mapped one by one to PNGs, do not have."""
+    from hetecd.grids import GridChoice
+
+    fill(GridChoice, args).refuse_for_tiles(args.before)
+    for flag, allowed in OF_SCENES.items():
+        if args.get(flag, allowed[0]) not in allowed:
+            raise InputError(
+                f"{flag}: found {args[flag]} and folders of tiles, which are mapped one by one as they are, to PNGs; "
+                f"leave --{flag.replace('_', '-')} out, or name two rasters"
+            )
 
 
 def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
@@ -152,6 +172,7 @@ def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
 def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, polygons: "PolygonSettings") -> "Summary":
     from hetecd.align import choose_move
     from hetecd.grids import GridChoice
+    from hetecd.ground import pixel_m
     from hetecd.pair import open_pair
     from hetecd.predict import predict_scene
     from hetecd.results import About, warnings_heard
@@ -164,6 +185,8 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     with open_moved(found.sar_move if found else None) as pair:
         heard: list[str] = []
         with warnings_heard(heard.append):
+            if said := info.unlike_pixels(pixel_m(pair.grid)):
+                log.warning(said)
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)
         info = replace(info, optical=optical, sar=sar)
         about = About(
@@ -179,14 +202,16 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
 def _settle(args: Namespace, opened: Callable[..., Network]) -> tuple[Network, "ModelInfo", Role, float, int]:
     """Network, its description with the bands asked for, earlier date, threshold and batch: flags, else what suits."""
     from hetecd.memory import fitting_batch
-    from hetecd.stream import check_tile
+    from hetecd.predict import check_threshold
+    from hetecd.stream import check_windows
 
-    check_tile(args.tile)
+    check_windows(args.tile, args.overlap)
     network = opened(args.weights, args.runtime, args.device, args.precision)
     if network.advice:
         log.info(network.advice)
     info = network.info.reading(args.optical_bands, args.sar_bands)
     threshold = info.threshold if args.threshold is None else args.threshold
+    check_threshold(threshold)
     batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
     return network, info, args.before_is or info.before_is, threshold, batch
 
@@ -241,6 +266,11 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
         "--optical_bands", type=int, nargs="+", default=[], help="bands to read, from 1; default: as in training"
     )
     parser.add_argument("--sar_bands", type=int, nargs="+", default=[], help="the same of the SAR image")
+    parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
+    parser.add_argument(
+        "--scaling", type=Literal["auto", "weights", "scene"], default="auto",
+        help="range of the values: that of training, of this scene, or of this scene where it is unlike training",
+    )  # fmt: skip
     _grid_arguments(parser)
 
 

@@ -16,7 +16,7 @@ from hetecd.flow import ahead
 from hetecd.modality import MIN_PX, Floats, Predictor
 from hetecd.pair import Pair
 from hetecd.surroundings import See
-from hetecd.tiles import Stitcher, Window, window_rows
+from hetecd.tiles import Stitcher, Window, starts, window_rows
 
 READ_PX = 4096  # width that is read at a time: neighbouring windows share pixels, and empty ones are seen together
 
@@ -48,10 +48,11 @@ class Batch:
     next_row: int
 
 
-def check_tile(tile_px: int) -> None:
-    """InputError unless a network can see a window of this edge."""
+def check_windows(tile_px: int, overlap_px: int) -> None:
+    """InputError unless a network can see a window of this edge, and windows can overlap so far."""
     if tile_px < MIN_PX:
         raise InputError(f"tile_px: found {tile_px}, expected at least {MIN_PX}; give larger windows")
+    starts(tile_px, tile_px, overlap_px)
 
 
 def probability_rows(
@@ -83,7 +84,7 @@ def probability_rows(
         InputError: an argument is out of range, a file is damaged, or the predictor gives something other than
             probabilities.
     """
-    check_tile(tile_px)
+    check_windows(tile_px, overlap_px)
     if batch < 1:
         raise InputError(f"batch: found {batch}, expected at least 1")
     part = part or Window(0, 0, *pair.grid.shape)

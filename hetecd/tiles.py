@@ -39,7 +39,7 @@ def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
     if length_px < 1 or tile_px < 1:
         raise InputError(f"tile_px: found {tile_px} on a scene of {length_px} pixels, expected both at least 1")
     if not 0 <= overlap_px < tile_px:
-        raise InputError(f"overlap_px: found {overlap_px}, expected 0 to {tile_px - 1} (below tile_px)")
+        raise InputError(f"overlap_px: found {overlap_px}, expected less than tile_px, {tile_px}; give one of them")
     step, last = tile_px - overlap_px, max(length_px - tile_px, 0)
     if step % STRIDE_PX == 0 and tile_px >= 2 * STRIDE_PX:
         last = -(-last // STRIDE_PX) * STRIDE_PX

@@ -245,6 +245,11 @@ def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto"
     return info.scaled(normalised_predictor(model, device, precision))
 
 
+def precision_on(kind: str, precision: Precision) -> Precision:
+    """What "auto" stands for on a kind of device: exact on a CPU, fast on a GPU."""
+    return ("bf16" if kind == "cuda" else "f32") if precision == "auto" else precision
+
+
 def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto") -> Predictor:
     """As :func:`predictor`, of normalised images; it needs no ``info``, and warns of nothing."""
     if device == "auto":
@@ -258,7 +263,7 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
     if precision == "f16" and kind == "cpu":
         raise ConfigError("precision: found f16 on the CPU, expected f32 or bf16; f16 is for GPUs")
-    dtype = DTYPES["bf16" if kind == "cuda" else "f32"] if precision == "auto" else DTYPES[precision]
+    dtype = DTYPES[precision_on(kind, precision)]
     model = freeze(model, dtype)
 
     def compute(optical: Floats, sar: Floats) -> Floats:

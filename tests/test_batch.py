@@ -109,7 +109,9 @@ def test_the_command(tmp_path, capsys, caplog, monkeypatch):
     for name in ("a", "b", "c"):
         image = rng.integers(1, 255, (60, 70)).astype(np.uint8)
         write_raster(tmp_path / f"{name}.tif", image, Grid(None, Affine.identity(), 60, 70))
-    (tmp_path / "pairs.csv").write_text("before,after,threshold\na.tif,b.tif,\na.tif,gone.tif,\nb.tif,c.tif,0\n")
+    (tmp_path / "pairs.csv").write_text(
+        "before,after,threshold,min-area\na.tif,b.tif,,1\na.tif,gone.tif,,\nb.tif,c.tif,0,\n"
+    )
     command = ["predict", "--pairs", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "out"), "--threshold", "1"]
     command += ["--weights", str(tmp_path / "net.safetensors")]
     opened = []
@@ -159,5 +161,5 @@ def predict_parser():
 
 @pytest.mark.parametrize("words", [[], ["a.tif"], ["a.tif", "b.tif", "--pairs", "pairs.csv"]])
 def test_one_pair_or_a_list(words, tmp_path, capsys):
-    assert cli.main(["predict", *words, "-o", str(tmp_path)]) == 1
+    assert cli.main(["predict", *words, "-o", str(tmp_path)]) == 2
     assert "--pairs" in capsys.readouterr().err

@@ -388,12 +388,16 @@ def test_a_finished_scene_is_known_before_anything_is_read(
     assert not opened
 
 
-def test_the_weights_that_come_along_are_the_default(tiles: Path, tmp_path: Path) -> None:
+def test_the_weights_that_come_along_are_the_default(
+    tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     info = hetecd.load(DEFAULT_WEIGHTS).info
     assert info is not None
     assert (info.optical.bands, info.sar.bands) == ((1, 2, 3), (1,))
     assert cli.main(["evaluate", "--data", str(tiles), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "metrics.json").exists()
+    assert "weights: none named, so those that come with hetecd" in caplog.text
+    assert "default.safetensors: computed by torch (cpu, f32)" in caplog.text
 
 
 def test_tta_changes_a_few_decisions(decided: Path, tiles: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from test_pair import OPTICAL, SAR, UTM, WGS84, save
 
 from hetecd import cli
 from hetecd.config import ModelConfig
+from hetecd.errors import InputError
 from hetecd.grids import GridChoice
 from hetecd.info import ModelInfo
 from hetecd.inspection import in_words, inspect_pair
@@ -271,6 +272,33 @@ def test_the_command(good, tmp_path, capsys):
     assert any("values are unlike" in item["found"] for item in report["problems"])
     assert cli.main(["inspect", str(good[0]), str(tmp_path / "nowhere.tif")]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "hetecd predict would fail"
+
+
+def test_tiles_are_looked_at_as_they_are_mapped(decided, tiles, tmp_path, capsys):
+    """One by one, without alignment, in the range of training; what would be refused is refused here too."""
+    words = [*(str(tiles / "test" / name) for name in "AB"), "--weights", str(decided)]
+    assert cli.main(["inspect", *words]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("8 tiles, each mapped by itself; of the first\n")
+    assert "shift" not in text
+    assert cli.main(["inspect", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tiles"] == 8
+    for flags in (["--align", "20"], ["--scaling", "scene"], ["--crs", "EPSG:3857"]):
+        assert cli.main(["inspect", *words, *flags]) == 1
+        assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), *flags]) == 1
+    assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), "--min-area", "9"]) == 1
+    assert "min_area: found 9.0 and folders of tiles" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_a_prediction_count(good):
+    info = ModelInfo(INFO.model, INFO.optical, Modality((1,), (50.0,), (200.0,), unit="8-bit"))
+    still = inspect_pair(*good, "optical", info, GridChoice(), 128, 32, "off", "weights")
+    assert still["alignment"] is None
+    (only,) = still["problems"]
+    assert only["remedy"] == "rescale the image as those of training were"
+    with pytest.raises(InputError, match=r"^align: found 'far', expected auto"):
+        inspect_pair(*good, "optical", info, GridChoice(), align="far")
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_predict_makes_the_page_too(decided, mapped, tiles, tmp_path, capsys):
     assert data["polygons_total"] == len(data["polygons"]) > 0
     (tmp_path / "out" / "report.html").unlink()
     assert cli.main(["predict", *(str(tiles / "test" / name) for name in "AB"), *words]) == 1
-    assert "report: found folders of tiles" in capsys.readouterr().err
+    assert "report: found True and folders of tiles" in capsys.readouterr().err
 
 
 def test_images_are_those_of_the_pair(folder, mapped, tmp_path):
