@@ -21,14 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from hetecd.config import OVERLAP_PX, TILE_PX
 from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.memory import fitting_batch
-from hetecd.modality import Floats, Predictor
+from hetecd.modality import Floats, Focusing, Inner, Predictor, Windows, ask
 from hetecd.pair import Pair, open_pair
 from hetecd.predict import predict_scene
 from hetecd.results import About, describe_weights
@@ -51,7 +49,7 @@ def main() -> None:
     if args.one:
         run_one(args.one[0], Path(args.one[1]))
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {TILE_PX} px windows\n")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
     print("| program | scene | edge, px | with data, Mpx | s | Mpx/s | peak MB | cores busy | predicting | disk, MB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     rows = [("hetecd", "dense", n) for n in args.dense] + [("hetecd", "islands", n) for n in args.islands]
@@ -111,25 +109,26 @@ def run_one(how: str, folder: Path) -> None:
     spent = [0.0]
     net = load(DEFAULT_WEIGHTS)
     network = predictor(net)
-    batch = fitting_batch(TILE_PX)
+    size = network.windows
+    batch = fitting_batch(size.tile_px)
 
-    def timed(optical: Floats, sar: Floats) -> Floats:
+    def timed(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
         begun = time.perf_counter()
-        probability = network.compute(optical, sar)
+        probability = ask(network.compute, optical, sar, inner)
         spent[0] += time.perf_counter() - begun
         return probability
 
-    compute = dataclasses.replace(network, compute=timed)
+    compute = dataclasses.replace(network, compute=Focusing(timed))
     info = net.info
     assert info is not None
     started, cpu_before = time.perf_counter(), time.process_time()
     paths = folder / "optical.tif", folder / "sar.tif"
     with open_pair(*paths, "optical", info.optical, info.sar) as pair:
         if how == "naive":
-            valid_pixels = naive(pair, compute, folder / "naive", info.threshold, batch)
+            valid_pixels = naive(pair, compute, folder / "naive", info.threshold, size, batch)
         else:
             about = About(describe_weights(DEFAULT_WEIGHTS, info.scores))
-            settings = (info.threshold, TILE_PX, OVERLAP_PX, batch)
+            settings = (info.threshold, *size, batch)
             valid_pixels = predict_scene(pair, compute, folder / "out", *settings, about=about).valid_pixels
     found = {
         "seconds": time.perf_counter() - started,
@@ -141,14 +140,14 @@ def run_one(how: str, folder: Path) -> None:
     print(json.dumps(found))
 
 
-def naive(pair: Pair, compute: Predictor, out: Path, threshold: float, batch: int) -> int:
+def naive(pair: Pair, compute: Predictor, out: Path, threshold: float, size: Windows, batch: int) -> int:
     """The scene in arrays; the number of valid pixels."""
     height, width = pair.grid.shape
     optical, sar, valid = pair.read(Window(0, 0, height, width))
     total = np.zeros((height, width), np.float32)
     weight = np.zeros((height, width), np.float32)
-    plan = windows(height, width, TILE_PX, OVERLAP_PX)
-    edge: NDArray[np.float64] = np.maximum(blend_weights(min(TILE_PX, height), OVERLAP_PX, False, False), 1e-3)
+    plan = windows(height, width, *size)
+    edge = np.maximum(blend_weights(min(size.tile_px, height), size.overlap_px, False, False), 1e-3)
     for first in range(0, len(plan), batch):
         parts = [np.s_[w.row : w.row + w.height, w.col : w.col + w.width] for w in plan[first : first + batch]]
         images = (np.stack([image[:, part[0], part[1]] for part in parts]) for image in (optical, sar))

@@ -1,6 +1,6 @@
 """How much a map owes to its windows: stitched maps of one scene against a single pass over it, as a Markdown table.
 
-    python benchmarks/seams.py [--seed 805] [--size 1000] [--weights CHECKPOINT]
+    python benchmarks/seams.py [--seed 805] [--size 2304] [--weights CHECKPOINT]
 
 The scene is a synthetic flood; compared are probabilities 32 px from the border and farther in.
 """
@@ -17,7 +17,7 @@ from hetecd.modality import Floats
 from hetecd.raster import read_raster
 from hetecd.synth import write_pair
 
-PLANS = ((256, 0), (256, 64), (512, 128), (512, 256), (768, 384), (768, 512))
+PLANS = ((256, 0), (256, 64), (512, 128), (512, 256), (768, 384), (1024, 512), (1536, 448), (1536, 512))
 BORDER_PX = 32
 BANDS = ["--optical-bands", "3", "4", "2"]  # of blue, green, red, near infrared: what the weights that come along read
 
@@ -26,7 +26,7 @@ def main() -> None:
     """Map, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=805, help="of the scene")
-    parser.add_argument("--size", type=int, default=1000, help="its edge, px")
+    parser.add_argument("--size", type=int, default=2304, help="its edge, px; a multiple of 32")
     parser.add_argument("--weights", help="default: those that come with hetecd, which know three optical bands")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

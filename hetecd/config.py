@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 IGNORE = 255  # label value of a pixel that never counts
-# Of the windows in which a scene is mapped, unless told otherwise; docs/scenes.md compares others.
-TILE_PX, OVERLAP_PX = 512, 128
 
 EncoderName = Literal[
     "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",

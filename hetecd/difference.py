@@ -96,16 +96,18 @@ class SpatialAttention(nn.Module):
         # matrix product, then the shifted sum of them. Sum and convolution run in opposite directions, hence flip.
         taps = self.conv.weight[0].flatten(1).flip(1).t()  # (49, S)
         taps = linear(x.flatten(2, 3), taps.to(x.dtype)).view(B, h, w, V, -1)
-        taps = taps.permute(0, 3, 4, 1, 2).reshape(B * V, self.SIZE**2, h * w)
-        score = F.fold(taps, (h, w), self.SIZE, padding=self.SIZE // 2)  # (B*3, 1, h, w)
-        attention = score.view(B, V, h, w).permute(0, 2, 3, 1).unsqueeze(-1).sigmoid()  # (B, h, w, 3, 1)
+        # Volume by volume, as the sum makes a copy.
+        volumes = (v.flatten(1, 2).transpose(1, 2) for v in taps.unbind(3))  # (B, 49, h*w) each
+        scores = [F.fold(v, (h, w), self.SIZE, padding=self.SIZE // 2) for v in volumes]  # (B, 1, h, w) each
+        attention = torch.stack(scores, -1).permute(0, 2, 3, 4, 1).sigmoid()  # (B, h, w, 3, 1)
         return _times(x, attention, self.gain)
 
 
 def _times(x: Tensor, attention: Tensor, gain: float) -> Tensor:
-    """x * attention * gain, in place of x where nobody needs it any more."""
-    attention = (attention if gain == 1.0 else attention * gain).to(x.dtype)
-    return x.mul_(attention) if reusable() else x * attention
+    """x * attention * gain, in place of both where nobody needs them any more."""
+    if reusable():
+        return x.mul_(attention.mul_(gain).to(x.dtype))
+    return x * (attention * gain).to(x.dtype)
 
 
 class ConvReluNorm(nn.Module):
@@ -123,7 +125,7 @@ class ConvReluNorm(nn.Module):
 
 
 class Difference(nn.Module):
-    """Two maps in, their difference out.
+    """Two maps in, their difference out. It looks ``REACH`` rows and columns far.
 
     Args:
         width: channels D of both inputs and of the output.
@@ -131,6 +133,8 @@ class Difference(nn.Module):
         rescaled: multiply the attention maps by 2D and 2, so that an untrained block is near the identity. As
             published (False), softmax over 2D slices and sigmoid leave about 1/4D of the signal.
     """
+
+    REACH = KERNELS[-1] // 2 + SpatialAttention.SIZE // 2 + 1
 
     def __init__(self, width: int, dropout: float, rescaled: bool) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.align import AGREE, OpenMoved, find_move, limit_of
-from hetecd.config import OVERLAP_PX, TILE_PX, Role
+from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
@@ -57,8 +57,8 @@ def inspect_pair(
     before_is: Role,
     info: ModelInfo,
     choice: GridChoice,
-    tile_px: int = TILE_PX,
-    overlap_px: int = OVERLAP_PX,
+    tile_px: int | None = None,
+    overlap_px: int | None = None,
     align: str = "auto",
     scaling: Scaling = "auto",
 ) -> dict[str, Any]:
@@ -93,8 +93,9 @@ def inspect_pair(
             with _noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)
-                check_windows(tile_px, overlap_px)
-                rows, cols = (starts(size, tile_px, overlap_px) for size in grid.shape)
+                windows = info.windows.asked(tile_px, overlap_px)
+                check_windows(*windows)
+                rows, cols = (starts(size, *windows) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)
                 if said := info.unlike_pixels(report["grid"]["pixel_m"]):
                     found, remedy = said.split("; ")

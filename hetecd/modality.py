@@ -7,6 +7,7 @@ NumPy only. Everywhere in hetecd a raw image is ``(C, H, W)`` float32 with NaN w
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ Floats = NDArray[np.float32]
 # The seam between networks and everything around them: raw optical (B, Co, H, W) and SAR (B, Cs, H, W), float32 with
 # NaN = invalid, give the probability of change (B, H, W), float32. Any H and W from MIN_PX.
 Predictor = Callable[[Floats, Floats], Floats]
+Inner = tuple[slice, slice]  # rows and columns of an image, from where to where
 MIN_PX = 32
 STRIDE_PX = 32  # coarsest step of a network: what begins at multiples of it shows the same place alike
 
@@ -126,6 +128,48 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class Focusing:
+    """A :data:`Predictor` that can spare itself what nobody wants: outside of ``inner``, if that is given, it gives 0.
+
+    Attributes:
+        compute: ``(optical, sar, inner) -> probability``.
+    """
+
+    compute: Callable[[Floats, Floats, Inner | None], Floats]
+
+    def __call__(self, optical: Floats, sar: Floats, inner: Inner | None = None) -> Floats:
+        """Two images to probability."""
+        return self.compute(optical, sar, inner)
+
+
+def ask(predictor: Predictor, optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
+    """What a predictor says within ``inner``; what comes back from around it means nothing."""
+    if isinstance(predictor, Scaled):
+        return ask(predictor.compute, *predictor.normalise(optical, sar), inner)
+    return predictor(optical, sar, inner) if isinstance(predictor, Focusing) else predictor(optical, sar)
+
+
+class Windows(NamedTuple):
+    """Windows in which a scene is mapped; docs/scenes.md compares some.
+
+    Attributes:
+        tile_px: edge of a window.
+        overlap_px: pixels that neighbours share.
+    """
+
+    tile_px: int = 512
+    overlap_px: int = 128
+
+    def asked(self, tile_px: int | None, overlap_px: int | None) -> "Windows":
+        """What is asked for; None: the edge of these, and the overlap of these or, of smaller ones, that share."""
+        if tile_px is None:
+            tile_px = self.tile_px
+        if overlap_px is None:
+            overlap_px = min(self.overlap_px, self.overlap_px * tile_px // self.tile_px) // STRIDE_PX * STRIDE_PX
+        return Windows(tile_px, overlap_px)
+
+
+@dataclass(frozen=True)
 class Scaled:
     """A network behind the scaling of its inputs, whichever runtime it is in: a :data:`Predictor` of raw images.
 
@@ -137,12 +181,14 @@ class Scaled:
         sar: what the SAR image must look like.
         standardises: ``compute`` standardises the bands over the images that it gets, unless they come with their
             standardised bands, as (B, 2C, H, W); see :mod:`hetecd.surroundings`.
+        windows: that suit it, of a scene.
     """
 
     compute: Predictor
     optical: Modality
     sar: Modality
     standardises: bool = False
+    windows: Windows = Windows()  # noqa: RUF009 - a tuple
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __call__(self, raw_optical: Floats, raw_sar: Floats) -> Floats:
@@ -187,10 +233,15 @@ def mirrored(compute: Predictor) -> Predictor:
     def flipped(image: Floats) -> Floats:
         return np.ascontiguousarray(np.flip(image, (-2, -1)).swapaxes(-2, -1))
 
-    def predict(optical: Floats, sar: Floats) -> Floats:
-        return (compute(optical, sar) + flipped(compute(flipped(optical), flipped(sar)))) / np.float32(2)
+    def predict(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
+        at = (
+            zip(sar.shape[:-3:-1], inner[::-1], strict=True) if inner else ()
+        )  # where its columns, its rows come to lie
+        there = [slice(size - part.stop, size - part.start) for size, part in at]
+        other = ask(compute, flipped(optical), flipped(sar), (there[0], there[1]) if there else None)
+        return (ask(compute, optical, sar, inner) + flipped(other)) / np.float32(2)
 
-    return predict
+    return Focusing(predict)
 
 
 def to_db(power: Floats) -> Floats:

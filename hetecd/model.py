@@ -1,6 +1,8 @@
 """HeteCD: two unshared encoders, a difference block per scale, a top-down decoder (Jing et al. 2025)."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,9 +14,12 @@ from hetecd.difference import Difference
 from hetecd.encoder import ENCODERS, Encoder
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-from hetecd.modality import FLAT, MIN_PX, STRIDE_PX
-from hetecd.ops import Conv3x3, ConvNorm, Linear
+from hetecd.modality import FLAT, MIN_PX, STRIDE_PX, Inner
+from hetecd.ops import Conv3x3, ConvNorm, Linear, in_strips, reusable
 from hetecd.residual import RESIDUAL, ResidualEncoder
+
+# How far the finest scale looks: its difference, the four convolutions after it, and what comes after those.
+HALO_PX = 64
 
 
 class Features(NamedTuple):
@@ -61,7 +66,9 @@ class HeteCD(nn.Module):
         if config.modalities != "both":
             (self.sar_encoder if config.modalities == "optical" else self.optical_encoder).requires_grad_(False)
 
-    def forward(self, optical: Tensor, sar: Tensor, features: bool = False) -> Tensor | tuple[Tensor, Features]:
+    def forward(
+        self, optical: Tensor, sar: Tensor, features: bool = False, inner: Inner | None = None
+    ) -> Tensor | tuple[Tensor, Features]:
         """Logits of (unchanged, changed).
 
         Args:
@@ -69,9 +76,10 @@ class HeteCD(nn.Module):
             sar: (B, sar_channels, H, W), the same size; H and W are at least 32 and otherwise free. Where the network
                 standardises, both may come with their standardised bands, as (B, 2 * channels, H, W).
             features: also return what the losses of training compare.
+            inner: rows and columns whose logits are wanted, without features; the finest scale then spares the others.
 
         Returns:
-            logits (B, 2, H, W), or (logits, features).
+            logits (B, 2, H, W) or those of ``inner`` alone, or (logits, features).
 
         Raises:
             InputError: wrong number of channels, different sizes, or smaller than 32 px.
@@ -80,12 +88,15 @@ class HeteCD(nn.Module):
         H, W = optical.shape[-2:]
         optical, sar = (_pad(image) for image in self.prepare(optical, sar))
         maps_optical, maps_sar = self.encode(optical, sar)  # three or four of (B, C_i, h_i, w_i) each
-        scales: list[Tensor] = []
-        logits = self.decoder(maps_optical, maps_sar, optical, sar, scales if features else None)
-        logits = logits[..., :H, :W]
+        if inner is not None:
+            area = around(inner, optical.shape[-2:], HALO_PX)
+            logits = self.decoder(maps_optical, maps_sar, optical, sar, None, area)
+            return logits[..., *within(inner, area)]
         if not features:
-            return logits
-        return logits, Features((maps_optical[-2], maps_optical[-1]), (maps_sar[-2], maps_sar[-1]), scales)
+            return self.decoder(maps_optical, maps_sar, optical, sar)[..., :H, :W]
+        scales: list[Tensor] = []
+        seen = Features((maps_optical[-2], maps_optical[-1]), (maps_sar[-2], maps_sar[-1]), scales)
+        return self.decoder(maps_optical, maps_sar, optical, sar, scales)[..., :H, :W], seen
 
     def prepare(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, Tensor]:
         """What encoders and decoder read of the two images before padding; a date that must not be seen is zeros."""
@@ -142,16 +153,20 @@ class Residual(nn.Module):
 class Detail(nn.Module):
     """What both images show at half their size, added to the map at a quarter of it."""
 
+    REACH = 4  # rows and columns of the map, a convolution after it included, and more than enough
+
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.look = nn.Sequential(ConvNorm(in_channels, width, 2), nn.ReLU(), ConvNorm(width, width), nn.ReLU())
-        self.mix = nn.Sequential(ConvNorm(2 * width, width), nn.ReLU())
+        self.look = nn.Sequential(ConvNorm(in_channels, width, 2), nn.ReLU(True), ConvNorm(width, width), nn.ReLU(True))
+        self.mix = nn.Sequential(ConvNorm(2 * width, width), nn.ReLU(True))
 
     def forward(self, x: Tensor, optical: Tensor, sar: Tensor) -> Tensor:
         """(B, D, H / 4, W / 4), images (B, C, H, W) -> (B, D, H / 2, W / 2)."""
         seen = self.look(torch.cat((optical, sar), 1))
         x = _resize(x, seen.shape[-2:])
-        return x + self.mix(torch.cat((x, seen.to(x.dtype)), 1))
+        seen = torch.cat((x, seen.to(x.dtype)), 1)  # (B, 2D, H / 2, W / 2)
+        mixed = self.mix(seen)
+        return x.add_(mixed) if reusable() else x + mixed
 
 
 class Decoder(nn.Module):
@@ -176,31 +191,49 @@ class Decoder(nn.Module):
 
     def forward(
         self, maps_optical: list[Tensor], maps_sar: list[Tensor], optical: Tensor, sar: Tensor,
-        scales: list[Tensor] | None = None,
+        scales: list[Tensor] | None = None, area: Inner | None = None,
     ) -> Tensor:  # fmt: skip
         """Maps of two images (B, C_i, H / stride_i, W / stride_i), two images (B, C, H, W) -> logits (B, 2, H, W).
 
-        ``scales`` receives the logits of every scale, if there are heads for them.
+        ``scales`` receives the logits of every scale, if there are heads for them. The two lists of maps are emptied,
+        so that what was read makes room for what follows. Of an ``area`` only those logits come back, (B, 2, h, w),
+        and they are right but for the outer ``HALO_PX`` where it ends within the image.
         """
+        cut = partial(_cut, area=area, height=optical.shape[-2])
+        optical, sar, maps_optical[0], maps_sar[0] = (cut(x) for x in (optical, sar, maps_optical[0], maps_sar[0]))
         # A 1x1 convolution of upsampled maps is the upsampled 1x1 convolution: each scale does its share at its own
         # size, which saves two thirds of the multiplications of the fusion.
         shares = self.fuse.weight.chunk(len(self.project), dim=1)
         size = maps_optical[0].shape[-2:]
         above = fused = None
         for i in reversed(range(len(self.project))):
-            d = self.difference[i](self._tokens(i, maps_optical[i]), self._tokens(i, maps_sar[i]))  # (B, D, h_i, w_i)
+            maps = maps_optical.pop(), maps_sar.pop()
+            d = self._apart(partial(self._compare, i), maps, Difference.REACH)  # (B, D, h_i, w_i)
             if above is not None:
-                d = d + _resize(above, d.shape[-2:])
+                d = d + _resize(above if i > 0 else cut(above), d.shape[-2:])
             above = d
             if scales is not None and self.heads:
                 scales.append(self.heads[i](d))
             share = F.conv2d(d, shares[len(self.project) - 1 - i], self.fuse.bias if i == 0 else None)
-            share = _resize(share, size)  # (B, D, H/4, W/4)
+            share = _resize(cut(share) if i > 0 else share, size)  # (B, D, H/4, W/4)
             fused = share if fused is None else fused + share
         x = self.refine(self.fuse_norm(fused))
-        if self.detail is not None:
-            x = self.detail(x, optical, sar)  # (B, D, H/2, W/2)
-        return _resize(self.head(x), optical.shape[-2:])
+        # (B, 2, H/4, W/4), with a look at the detail (B, 2, H/2, W/2)
+        x = self.head(x) if self.detail is None else self._apart(self._look, (x, optical, sar), Detail.REACH)
+        return _resize(x, optical.shape[-2:])
+
+    def _apart(self, compute: Callable[..., Tensor], maps: Sequence[Tensor], halo: int) -> Tensor:
+        """Some rows at a time, unless the norms need to see all of them."""
+        return compute(*maps) if self.training else in_strips(compute, maps, halo)
+
+    def _look(self, x: Tensor, optical: Tensor, sar: Tensor) -> Tensor:
+        """(B, D, H / 4, W / 4), images (B, C, H, W) -> (B, 2, H / 2, W / 2)."""
+        assert self.detail is not None
+        return self.head(self.detail(x, optical, sar))
+
+    def _compare(self, i: int, optical: Tensor, sar: Tensor) -> Tensor:
+        """Two maps (B, C_i, h, w) of stage i -> (B, D, h, w)."""
+        return self.difference[i](self._tokens(i, optical), self._tokens(i, sar))
 
     def _tokens(self, i: int, x: Tensor) -> Tensor:
         """(B, C_i, h, w) -> (B, h, w, D)."""
@@ -234,6 +267,32 @@ def _encoder(config: ModelConfig, in_channels: int) -> Encoder | ResidualEncoder
 
 def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x if x.shape[-2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def around(part: Inner, size: Sequence[int], halo_px: int) -> Inner:
+    """A part of an image of some size, and what lies around it, in steps of the coarsest scale."""
+    rows, cols = (
+        slice(
+            max(0, (along.start - halo_px) // STRIDE_PX * STRIDE_PX),
+            min(edge, -(-(along.stop + halo_px) // STRIDE_PX) * STRIDE_PX),
+        )
+        for along, edge in zip(part, size, strict=True)
+    )
+    return rows, cols
+
+
+def within(part: Inner, whole: Inner) -> Inner:
+    """The same part of an image of which only the whole is left."""
+    rows, cols = (slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True))
+    return rows, cols
+
+
+def _cut(x: Tensor, area: Inner | None, height: int) -> Tensor:
+    """What a map (B, C, h, w) of an image of some height shows of an area of it."""
+    if area is None:
+        return x
+    rows, cols = (slice(part.start * x.shape[-2] // height, part.stop * x.shape[-2] // height) for part in area)
+    return x[..., rows, cols]
 
 
 def _pad(x: Tensor) -> Tensor:

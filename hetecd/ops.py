@@ -7,7 +7,7 @@ compiled, every one of them is PyTorch's own form again.
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ FUSED = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 SCORES = 2**24  # attention scores held at a time
 BLOCK = 2**23  # bytes of an image that Winograd transforms at a time: enough for full speed, and little memory
 SMALL = 1024  # pixels below which Winograd does not pay
+STRIP = 2**16  # pixels of a map that are computed at a time where memory matters
 FEW = 1024  # pixels up to which a convolution packs a bfloat16 weight for longer than it gains by it
 # Winograd's transformation of the rows of a 3x3 kernel for two outputs, and of its columns for four. The latter take a
 # kernel as a polynomial at 0, +-NEAR, +-FAR and infinity: of all points tried these cost bfloat16 the fewest digits.
@@ -50,8 +51,9 @@ def keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc has it, musl has not
-        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+        trim_threshold, mmap_threshold, mmap_max, arena_max = -1, -3, -4, -8
         mallopt(trim_threshold, -1)
+        mallopt(arena_max, 1)  # what one thread has freed, another may have
         if not mallopt(mmap_threshold, 2**30):  # older versions allow 32 MiB only
             mallopt(mmap_max, 0)
 
@@ -104,6 +106,29 @@ def plain(x: Tensor) -> bool:
 def reusable() -> bool:
     """Whether a result may overwrite what it was made from."""
     return not torch.is_grad_enabled() and not traced()
+
+
+def in_strips(compute: Callable[..., Tensor], maps: Sequence[Tensor], halo: int) -> Tensor:
+    """``compute(*maps)`` where its results may overwrite each other, some rows at a time: the same for less memory.
+
+    Args:
+        compute: of maps (B, C_i, n_i * h, n_i * w) with a whole n_i each, to one such map. A row of it must depend on
+            no more than the ``halo`` rows (of h) above and below it, and on nothing but them.
+        maps: the first has h rows.
+        halo: rows that are computed for nothing on either side of a cut.
+    """
+    h, w = maps[0].shape[-2:]
+    rows = max(halo, STRIP // w)
+    if not reusable() or h <= rows + halo:
+        return compute(*maps)
+    parts = []
+    for first in range(0, h, rows):
+        last, top, bottom = min(h, first + rows), max(0, first - halo), min(h, first + rows + halo)
+        some = (map_[:, :, top * (n := map_.shape[2] // h) : bottom * n] for map_ in maps)
+        part = compute(*some)
+        n = part.shape[2] // (bottom - top)
+        parts.append(part[:, :, (first - top) * n : (last - top) * n])
+    return torch.cat(parts, 2)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hetecd.cog import read_part, write_cog
-from hetecd.config import IGNORE, OVERLAP_PX, TILE_PX, Role
+from hetecd.config import IGNORE, Role
 from hetecd.errors import InputError
 from hetecd.files import publish, staging, writing
 from hetecd.flow import behind
 from hetecd.folders import TileFiles
 from hetecd.info import ModelInfo
-from hetecd.modality import Floats, Modality, Predictor
+from hetecd.modality import Floats, Modality, Predictor, Scaled, Windows
 from hetecd.pair import Pair, open_pair
 from hetecd.progress import Progress
 from hetecd.raster import write_raster
@@ -78,8 +78,8 @@ def predict_scene(
     predictor: Predictor,
     out_dir: Path | str,
     threshold: float = 0.5,
-    tile_px: int = TILE_PX,
-    overlap_px: int = OVERLAP_PX,
+    tile_px: int | None = None,
+    overlap_px: int | None = None,
     batch: int = 4,
     progress: bool = True,
     about: About | None = None,
@@ -105,7 +105,8 @@ def predict_scene(
         out_dir: made if need be; older results in it are replaced, and an older report and polygons removed.
         threshold: probability from which a pixel counts as changed.
         tile_px: edge of a window, at least 32, best that of the training tiles or more: it is what a pixel sees around.
-        overlap_px: pixels that neighbouring windows share.
+            None: what suits the predictor, see :class:`hetecd.modality.Windows`.
+        overlap_px: pixels that neighbouring windows share; None: what suits predictor and edge.
         batch: windows given to the predictor at a time.
         progress: show how far it is.
         about: what the metadata and the summary say besides, see :mod:`hetecd.results`.
@@ -129,7 +130,8 @@ def predict_scene(
     # Maps in a folder of granules would be taken for granules the next time.
     _keep_inputs([path for path in (pair.optical_path, pair.sar_path) if os.path.isdir(path)], [out_dir])
     _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], [*outputs, *outdated])
-    settings = {"threshold": threshold, "tile_px": tile_px, "overlap_px": overlap_px}
+    windows = _windows(predictor, tile_px, overlap_px)
+    settings = {"threshold": threshold, **windows._asdict()}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     about = about or About()
     description = describe(pair, about, settings)
@@ -138,7 +140,7 @@ def predict_scene(
     with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard(work.warn):
         found = read_summary(made_from, outputs) if made_from and not redo else None
         if not found:
-            _map_blocks(work, pair, predictor, threshold, tile_px, overlap_px, tally, progress)
+            _map_blocks(work, pair, predictor, threshold, windows, tally, progress)
             description["warnings"] += [text for text in work.warnings if text not in description["warnings"]]
             description["asked"] = about.asked
             with staging(work.folder) as folder:
@@ -190,8 +192,7 @@ def _map_blocks(
     pair: Pair,
     predictor: Predictor,
     threshold: float,
-    tile_px: int,
-    overlap_px: int,
+    size: Windows,
     tally: Tally,
     progress: bool,
 ) -> None:
@@ -205,13 +206,13 @@ def _map_blocks(
     compute, see = seen_by(predictor, pair.grid.shape, pair.read)
     with Progress(pair.grid.height * pair.grid.width, progress) as bar, behind(put_away) as put:
         bar.skip(sum(window.height * window.width for window in work.done))
-        for panel in panels(*pair.grid.shape, tile_px):
+        for panel in panels(*pair.grid.shape):
             todo = [block for block in blocks(panel) if block not in work.done]
             if not todo:
                 continue
             first = todo[0].row
             part = Window(first, panel.col, panel.height - first, panel.width)
-            rows = probability_rows(pair, compute, tile_px, overlap_px, work.batch, part, tally, see)
+            rows = probability_rows(pair, compute, *size, work.batch, part, tally, see)
             with closing(rows):
                 for item in _cut(rows, blocks(part), bar):
                     put(item)
@@ -281,8 +282,8 @@ def predict_folder(
     sar: Modality,
     before_is: Role = "optical",
     threshold: float = 0.5,
-    tile_px: int = TILE_PX,
-    overlap_px: int = OVERLAP_PX,
+    tile_px: int | None = None,
+    overlap_px: int | None = None,
     batch: int = 4,
     progress: bool = True,
 ) -> Summary:
@@ -299,8 +300,8 @@ def predict_folder(
         sar: which bands are read from the SAR tiles.
         before_is: which of the two the earlier date is.
         threshold: probability from which a pixel counts as changed.
-        tile_px: larger images are mapped in windows of this edge.
-        overlap_px: pixels that neighbouring windows share.
+        tile_px: larger images are mapped in windows of this edge; None: what suits the predictor.
+        overlap_px: pixels that neighbouring windows share; None: what suits predictor and edge.
         batch: windows given to the predictor at a time.
         progress: show a bar where the output is a terminal.
 
@@ -318,13 +319,14 @@ def predict_folder(
     # Maps among the inputs would be taken for tiles, also where they replace none.
     _keep_inputs({path.parent for path in inputs}, folders)
     _keep_inputs(inputs, [folder / f"{tile.name}.png" for tile in tiles for folder in folders])
+    windows = _windows(predictor, tile_px, overlap_px)
     tally, pixels, valid_pixels, changed_pixels, outputs = Tally(), 0, 0, 0, []
     for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
         with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
             # One that fits into a window is seen as the network sees it: by itself.
-            whole = max(pair.grid.shape) <= tile_px
+            whole = max(pair.grid.shape) <= windows.tile_px
             compute, see = (predictor, None) if whole else seen_by(predictor, pair.grid.shape, pair.read)
-            rows = list(probability_rows(pair, compute, tile_px, overlap_px, batch, tally=tally, see=see))
+            rows = list(probability_rows(pair, compute, *windows, batch, tally=tally, see=see))
             probability = np.concatenate(rows)
             change, valid, changed = _classify(probability, threshold, changed=255, invalid=TILE_INVALID)
             pixels += probability.size
@@ -338,6 +340,10 @@ def predict_folder(
     return Summary(
         pixels, valid_pixels, changed_pixels, float("nan"), 0, len(tiles), tally.skipped, seconds, tuple(outputs)
     )
+
+
+def _windows(predictor: Predictor, tile_px: int | None, overlap_px: int | None) -> Windows:
+    return (predictor.windows if isinstance(predictor, Scaled) else Windows()).asked(tile_px, overlap_px)
 
 
 def _keep_inputs(inputs: Iterable[Path | str], results: Iterable[Path]) -> None:

@@ -25,8 +25,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, h, w) -> (B, C, h / stride, w / stride)."""
-        y = self.conv2(self.conv1(x).relu())
-        return (y + (x if self.skip is None else self.skip(x))).relu()
+        y = self.conv2(self.conv1(x).relu_())
+        return y.add_(x if self.skip is None else self.skip(x)).relu_()
 
 
 class ResidualEncoder(nn.Module):
@@ -49,7 +49,7 @@ class ResidualEncoder(nn.Module):
         self.channels = channels
         first, last = channels[0], channels[-1]
         self.stem = nn.Sequential(
-            ConvNorm(in_channels, first // 2, 2), nn.ReLU(), ConvNorm(first // 2, first, 2), nn.ReLU()
+            ConvNorm(in_channels, first // 2, 2), nn.ReLU(True), ConvNorm(first // 2, first, 2), nn.ReLU(True)
         )
         self.stages = nn.ModuleList(
             nn.Sequential(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hetecd.config import OVERLAP_PX, TILE_PX, Role
+from hetecd.config import Role
 from hetecd.errors import ConfigError, InputError, UsageError
 from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
+    from hetecd.modality import Windows
     from hetecd.predict import Summary
     from hetecd.vector import PolygonSettings
 
@@ -131,10 +132,10 @@ def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
     from hetecd.predict import predict_folder
 
     _refuse_for_tiles(args)
-    network, info, before_is, threshold, batch = _settle(args, opened)
+    network, info, before_is, threshold, windows, batch = _settle(args, opened)
     summary = predict_folder(
         match_tiles(args.before, args.after), network.predictor(args.tta), args.out, info.optical, info.sar, before_is,
-        threshold, args.tile, args.overlap, batch,
+        threshold, *windows, batch,
     )  # fmt: skip
     return f"{summary.windows} tiles, {summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"
 
@@ -178,7 +179,7 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     from hetecd.results import About, warnings_heard
     from hetecd.scaling import scale_to_pair
 
-    network, info, before_is, threshold, batch = _settle(args, opened)
+    network, info, before_is, threshold, windows, batch = _settle(args, opened)
     choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
@@ -194,26 +195,29 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
             found.summary() if found else None, heard, info, asked,
         )  # fmt: skip
         return predict_scene(
-            pair, network.predictor(args.tta, info), args.out, threshold, args.tile, args.overlap, batch, about=about,
+            pair, network.predictor(args.tta, info), args.out, threshold, *windows, batch, about=about,
             redo=args.redo, polygons=polygons, keep_batch=args.batch is None,
         )  # fmt: skip
 
 
-def _settle(args: Namespace, opened: Callable[..., Network]) -> tuple[Network, "ModelInfo", Role, float, int]:
-    """Network, its description with the bands asked for, earlier date, threshold and batch: flags, else what suits."""
+def _settle(
+    args: Namespace, opened: Callable[..., Network]
+) -> tuple[Network, "ModelInfo", Role, float, "Windows", int]:
+    """Network, its description with the bands asked for, earlier date, threshold, windows, batch: flags or defaults."""
     from hetecd.memory import fitting_batch
     from hetecd.predict import check_threshold
     from hetecd.stream import check_windows
 
-    check_windows(args.tile, args.overlap)
     network = opened(args.weights, args.runtime, args.device, args.precision)
     if network.advice:
         log.info(network.advice)
     info = network.info.reading(args.optical_bands, args.sar_bands)
     threshold = info.threshold if args.threshold is None else args.threshold
     check_threshold(threshold)
-    batch = fitting_batch(args.tile, args.device) if args.batch is None else args.batch
-    return network, info, args.before_is or info.before_is, threshold, batch
+    windows = info.windows.asked(args.tile, args.overlap)
+    check_windows(*windows)
+    batch = fitting_batch(windows.tile_px, args.device) if args.batch is None else args.batch
+    return network, info, args.before_is or info.before_is, threshold, windows, batch
 
 
 def align_arguments(parser: ArgumentParser) -> None:
@@ -260,8 +264,8 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
     parser.add_argument("--weights", type=str, help="checkpoint; default: the weights that come with hetecd")
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
-    parser.add_argument("--tile", type=int, default=TILE_PX, help="edge of a window, px; the training tiles' or more")
-    parser.add_argument("--overlap", type=int, default=OVERLAP_PX, help="shared by neighbouring windows, px")
+    parser.add_argument("--tile", type=int | None, help="edge of a window, px; default: what suits the weights")
+    parser.add_argument("--overlap", type=int | None, help="px that neighbouring windows share; default: what suits")
     parser.add_argument(
         "--optical_bands", type=int, nargs="+", default=[], help="bands to read, from 1; default: as in training"
     )

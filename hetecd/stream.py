@@ -3,22 +3,23 @@
 What is in memory depends on the window and the width of the part, not on the scene.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.errors import InputError
 from hetecd.flow import ahead
-from hetecd.modality import MIN_PX, Floats, Predictor
+from hetecd.modality import MIN_PX, Floats, Inner, Predictor, ask
 from hetecd.pair import Pair
 from hetecd.surroundings import See
 from hetecd.tiles import Stitcher, Window, starts, window_rows
 
-READ_PX = 4096  # width that is read at a time: neighbouring windows share pixels, and empty ones are seen together
+READ_PX = 2**21  # read at a time: neighbouring windows share pixels, and empty ones are seen together
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Batch:
         optical: (B, Co, H, W) float32, for the predictor; from 32 px, smaller windows are at the upper left.
         sar: (B, Cs, H, W), likewise.
         valid: (B, h, w), True where both are usable.
+        inner: rows and columns that are wanted of them, whatever else the predictor may see.
         next_row: no window that comes later begins above this row of the scene.
     """
 
@@ -45,6 +47,7 @@ class Batch:
     optical: Floats
     sar: Floats
     valid: NDArray[np.bool_]
+    inner: Inner
     next_row: int
 
 
@@ -90,7 +93,8 @@ def probability_rows(
     part = part or Window(0, 0, *pair.grid.shape)
     stitcher = Stitcher(*pair.grid.shape, tile_px, overlap_px, part)
     rows = list(window_rows(*pair.grid.shape, tile_px, overlap_px, part))
-    with closing(ahead(_read(pair, rows, batch, part, tally or Tally(), see))) as batches:
+    reading = _read(pair, rows, batch, part, tally or Tally(), see, stitcher.inner)
+    with closing(ahead(reading, depth=1)) as batches:
         for item in batches:
             if item.windows:
                 for window, values in zip(item.windows, _predict(item, predictor), strict=True):
@@ -101,7 +105,13 @@ def probability_rows(
 
 
 def _read(
-    pair: Pair, rows: Sequence[Sequence[Window]], batch: int, part: Window, tally: Tally, see: See | None
+    pair: Pair,
+    rows: Sequence[Sequence[Window]],
+    batch: int,
+    part: Window,
+    tally: Tally,
+    see: See | None,
+    counting: Callable[[Window], Inner],
 ) -> Iterator[Batch]:
     """Batches of the windows that hold valid pixels; the last of every row, perhaps empty, goes on to the next row.
 
@@ -109,22 +119,35 @@ def _read(
     """
     ends = [*(row[0].row for row in rows[1:]), part.row + part.height]
     for row, end in zip(rows, ends, strict=True):
-        waiting: list[tuple[Window, Floats, Floats, NDArray[np.bool_]]] = []
-        for item in _read_row(pair, row):
+        waiting: list[_Read] = []
+        for item in _read_row(pair, row, counting):
             tally.windows += 1
             if item is None:
                 tally.skipped += 1
                 continue
-            if len(waiting) == batch or (waiting and waiting[0][3].shape != item[3].shape):
+            if waiting and waiting[0].valid.shape != item.valid.shape:
                 yield _stack(waiting, row[0].row)
                 waiting = []
-            waiting.append(_seen(*item, see))
+            waiting.append(_seen(item, see))
+            if len(waiting) == batch:  # at once: the next window would be one more in memory
+                yield _stack(waiting, row[0].row)
+                waiting = []
         yield _stack(waiting, end)
 
 
-def _read_row(pair: Pair, row: Sequence[Window]) -> Iterator[tuple[Window, Floats, Floats, NDArray[np.bool_]] | None]:
-    """The windows of a row and what they show, several read at once; None for each without a valid pixel."""
-    group = max(1, READ_PX // row[0].width)
+class _Read(NamedTuple):
+    """A window, what it shows (C, h, w), where that is valid (h, w), and which rows and columns of it are wanted."""
+
+    window: Window
+    optical: Floats
+    sar: Floats
+    valid: NDArray[np.bool_]
+    inner: Inner
+
+
+def _read_row(pair: Pair, row: Sequence[Window], counting: Callable[[Window], Inner]) -> Iterator[_Read | None]:
+    """The windows of a row, several read at once; None for each without a valid pixel that counts."""
+    group = max(1, READ_PX // (row[0].width * row[0].height))
     for first, last in pairwise([*range(0, len(row), group), len(row)]):
         windows = row[first:last]
         left, right = windows[0].col, windows[-1].col + windows[-1].width
@@ -135,40 +158,54 @@ def _read_row(pair: Pair, row: Sequence[Window]) -> Iterator[tuple[Window, Float
                 continue
             part = slice(window.col - left, window.col - left + window.width)
             optical, sar, valid = found[0][..., part], found[1][..., part], found[2][..., part]
-            yield (window, optical, sar, valid) if valid.any() else None
+            inner = _hull_of_valid(valid, counting(window))
+            yield inner and _Read(window, optical, sar, valid, inner)
 
 
-def _seen(
-    window: Window, optical: Floats, sar: Floats, valid: NDArray[np.bool_], see: See | None
-) -> tuple[Window, Floats, Floats, NDArray[np.bool_]]:
+def _hull_of_valid(valid: NDArray[np.bool_], inner: Inner) -> Inner | None:
+    """The rows and columns from the first to the last that hold a valid pixel within some; None where there is none."""
+    if not valid[inner].any():
+        return None
+    rows, cols = (
+        np.nonzero(valid[inner].any(axis))[0] + along.start for axis, along in zip((1, 0), inner, strict=True)
+    )
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
+
+
+def _seen(item: _Read, see: See | None) -> _Read:
     """A window for the predictor; invalid rows and columns are added where it is smaller than that can take."""
+    window, optical, sar, valid, inner = item
     missing = [(0, max(0, MIN_PX - size)) for size in valid.shape]
     if any(after for _, after in missing):
         optical, sar = (np.pad(image, ((0, 0), *missing), constant_values=np.nan) for image in (optical, sar))
     if see is not None:
         optical, sar = see(Window(window.row, window.col, *optical.shape[1:]), optical, sar)
-    return window, optical, sar, valid
+    return _Read(window, optical, sar, valid, inner)
 
 
-def _stack(items: Sequence[tuple[Window, Floats, Floats, NDArray[np.bool_]]], next_row: int) -> Batch:
+def _stack(items: Sequence[_Read], next_row: int) -> Batch:
     """A batch, perhaps of nothing."""
     if not items:
         none = np.empty((0, 0, 0, 0), np.float32)
-        return Batch((), none, none, np.empty((0, 0, 0), bool), next_row)
-    windows, *images = zip(*items, strict=True)
-    optical, sar, valid = (np.stack(kind) for kind in images)
-    return Batch(windows, optical, sar, valid, next_row)
+        return Batch((), none, none, np.empty((0, 0, 0), bool), (slice(0, 0), slice(0, 0)), next_row)
+    windows, *images, parts = zip(*items, strict=True)
+    optical, sar, valid = (kind[0][None] if len(items) == 1 else np.stack(kind) for kind in images)
+    rows, cols = (slice(min(s.start for s in along), max(s.stop for s in along)) for along in zip(*parts, strict=True))
+    return Batch(windows, optical, sar, valid, (rows, cols), next_row)
 
 
 def _predict(batch: Batch, predictor: Predictor) -> Iterator[Floats]:
-    """Run the predictor on a batch and give the probabilities of its windows, NaN at invalid pixels."""
-    probability = np.asarray(predictor(batch.optical, batch.sar), np.float32)
+    """Run the predictor on a batch and give the probabilities of its windows, NaN at invalid pixels.
+
+    Outside of ``batch.inner`` they mean nothing.
+    """
+    probability = np.asarray(ask(predictor, batch.optical, batch.sar, batch.inner), np.float32)
     expected = (len(batch.windows), *batch.optical.shape[2:])
     if probability.shape != expected:
         raise InputError(f"predictor: found an output of shape {probability.shape}, expected {expected}")
     for window, valid, padded in zip(batch.windows, batch.valid, probability, strict=True):
         values = padded[: window.height, : window.width]
-        good = values[valid]
+        good = values[batch.inner][valid[batch.inner]]
         if not ((good >= -1e-3) & (good <= 1 + 1e-3)).all():  # False for NaN as well
             raise InputError(
                 f"predictor: found values from {good.min():g} to {good.max():g} in {window}, expected probabilities "

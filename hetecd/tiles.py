@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.errors import InputError
-from hetecd.modality import STRIDE_PX, Floats
+from hetecd.modality import STRIDE_PX, Floats, Inner
 
 BLOCK_PX = 512  # edge of the tiles of a COG; blocks of a scene are this high and a multiple of it wide
-PANEL_TILES = 32  # windows beside each other in a panel, more or less
+PANEL_PX = 16384  # width of a panel, at the most
+ROWS = 64  # that are blended at a time
+BLEND_PX = 64  # width over which neighbouring windows are blended, at the most
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,12 @@ def windows(height: int, width: int, tile_px: int, overlap_px: int) -> list[Wind
     return [window for row in window_rows(height, width, tile_px, overlap_px) for window in row]
 
 
-def panels(height: int, width: int, tile_px: int) -> list[Window]:
-    """A scene cut into columns of a bounded width, so that a strip of windows is of bounded size.
+def panels(height: int, width: int) -> list[Window]:
+    """A scene cut into columns of ``PANEL_PX`` or less, so that a strip of windows is of bounded size.
 
-    The windows at the cuts serve both neighbours, that is, they are computed twice: one in ``PANEL_TILES``.
-
-    Args:
-        height: rows of the scene.
-        width: columns of the scene.
-        tile_px: edge of a window.
+    The windows at the cuts serve both neighbours, that is, they are computed twice.
     """
-    count = -(-width // (PANEL_TILES * max(tile_px, BLOCK_PX // 2)))
+    count = -(-width // PANEL_PX)
     panel_px = -(-width // (count * BLOCK_PX)) * BLOCK_PX
     return [Window(0, col, height, min(panel_px, width - col)) for col in range(0, width, panel_px)]
 
@@ -111,7 +108,7 @@ def blend_weights(length_px: int, overlap_px: int, first: bool, last: bool) -> N
     """How far a window is trusted along one axis, (length_px,) in 0 to 1.
 
     Networks are worst at the border of their input, so the outer quarter of the overlap counts nothing, and the
-    weight rises as a squared sine over the middle half. Two neighbours add up to 1.
+    weight rises as a squared sine over the middle half, or the middle ``BLEND_PX`` of it. Two neighbours add up to 1.
 
     Args:
         length_px: edge of the window.
@@ -120,7 +117,7 @@ def blend_weights(length_px: int, overlap_px: int, first: bool, last: bool) -> N
         last: no neighbour after it.
     """
     distance_px = np.arange(length_px) + 0.5
-    margin_px = overlap_px / 4
+    margin_px = max(overlap_px / 4, (overlap_px - BLEND_PX) / 2)
     rise = np.clip((distance_px - margin_px) / max(overlap_px - 2 * margin_px, 1e-9), 0.0, 1.0)
     ramp = np.sin(0.5 * np.pi * rise) ** 2
     weights = np.ones(length_px)
@@ -149,9 +146,11 @@ def shares(length_px: int, tile_px: int, overlap_px: int) -> dict[int, Floats]:
 
 
 def _blend(target: Floats, new: Floats, share: Floats) -> None:
-    """Move ``target`` towards ``new`` in place; exact for shares of 0 and 1 and where both agree."""
-    moved = target + share * (new - target)
-    target[...] = np.where(share >= 1, new, np.where(share > 0, moved, target))
+    """Move ``target`` towards ``new`` (h, w) in place; exact for shares of 0 and 1 and where both agree."""
+    share = np.broadcast_to(share, target.shape)
+    for first in range(0, len(target), ROWS):  # what is made on the way would be several strips of windows
+        old, by, to = (x[first : first + ROWS] for x in (target, share, new))
+        old[...] = np.where(by >= 1, to, np.where(by > 0, old + by * (to - old), old))
 
 
 class Stitcher:
@@ -180,6 +179,14 @@ class Stitcher:
         self._joined_px = 0  # rows of `_joined` from its first that may hold something
         # Scene row of the first row of both.
         self._top = next(row for row in self._row_shares if row + strip_px > self._part.row)
+
+    def inner(self, window: Window) -> Inner:
+        """Rows and columns of a window that count; those around them may hold anything."""
+        (top, bottom), (left, right) = (
+            np.nonzero(share)[0][[0, -1]].tolist()
+            for share in (self._row_shares[window.row], self._col_shares[window.col])
+        )
+        return slice(top, bottom + 1), slice(left, right + 1)
 
     def add(self, window: Window, values: Floats) -> None:
         """Take one window of the present row of windows.

@@ -17,9 +17,9 @@ from torch import Tensor
 from hetecd.config import ModelConfig
 from hetecd.errors import CheckpointError, ConfigError, some
 from hetecd.files import replacing
-from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
-from hetecd.modality import Floats, Predictor, Scaled
-from hetecd.model import HeteCD
+from hetecd.info import FORMAT, ModelInfo, from_metadata, look_px, to_metadata
+from hetecd.modality import Floats, Focusing, Inner, Predictor, Scaled
+from hetecd.model import HeteCD, around, within
 from hetecd.ops import freeze, keep_memory
 from hetecd.runtime import Precision
 
@@ -265,14 +265,23 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
         raise ConfigError("precision: found f16 on the CPU, expected f32 or bf16; f16 is for GPUs")
     dtype = DTYPES[precision_on(kind, precision)]
     model = freeze(model, dtype)
+    config, look = model.config, look_px(model.config)
 
-    def compute(optical: Floats, sar: Floats) -> Floats:
+    def compute(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
+        B, _, H, W = sar.shape
+        whole = np.zeros((B, H, W), np.float32)
+        rows, cols = inner or (slice(0, H), slice(0, W))
+        # Mean and deviation of the bands are of all that is shown, unless they come with it.
+        if inner and look and optical.shape[1] == config.copies * config.optical_channels:
+            area = around(inner, (H, W), look)
+            optical, sar = optical[:, :, area[0], area[1]], sar[:, :, area[0], area[1]]
+            inner = within(inner, area)
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             try:
-                logits = model(*(torch.from_numpy(image).to(device) for image in (optical, sar)))
+                logits = model(*(torch.from_numpy(image).to(device) for image in (optical, sar)), inner=inner)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(f"device: not enough memory for {sar.shape}; lower --batch or --tile") from error
-            prob = logits.float().softmax(1)[:, 1]
-        return np.ascontiguousarray(prob.cpu().numpy(), dtype=np.float32)
+            whole[:, rows, cols] = logits.float().softmax(1)[:, 1].cpu().numpy()
+        return whole
 
-    return compute
+    return Focusing(compute)

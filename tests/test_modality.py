@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hetecd.errors import ConfigError, InputError
-from hetecd.modality import CLIP, Floats, Modality, fit_modality, mirrored, to_db, uint8_modality
+from hetecd.modality import (
+    CLIP,
+    Floats,
+    Focusing,
+    Inner,
+    Modality,
+    Scaled,
+    Windows,
+    ask,
+    fit_modality,
+    mirrored,
+    to_db,
+    uint8_modality,
+)
 
 TWO = Modality((1, 2), (0.0, 100.0), (10.0, 300.0))
 DB = Modality((1,), (-30.0,), (0.0,), db=True, unit="linear power")
@@ -158,6 +171,39 @@ def test_fit_refuses_what_has_no_range() -> None:
     dark[0, 0, 0] = 1e-9  # below the floor of dB
     with pytest.raises(InputError, match=r"one value \(-60\)"):
         fit_modality([dark], (1,), db=True)
+
+
+def test_windows_that_are_asked_for() -> None:
+    wide, usual = Windows(1536, 512), Windows()
+    assert wide.asked(None, None) == wide
+    assert wide.asked(512, None) == (512, 160)  # as large a share, in steps of the stride
+    assert wide.asked(4096, None) == (4096, 512)
+    assert wide.asked(None, 64) == (1536, 64)
+    assert usual.asked(64, None) == (64, 0)
+    assert usual.asked(100, 7) == (100, 7)
+
+
+@pytest.mark.parametrize("inner", [None, (slice(1, 4), slice(0, 3))])
+def test_what_is_not_wanted_is_not_computed(inner: Inner | None) -> None:
+    """Behind scaling and mirroring, too."""
+    asked: list[Inner | None] = []
+
+    def compute(optical: Floats, sar: Floats, part: Inner | None) -> Floats:
+        asked.append(part)
+        rows, cols = part or (slice(None), slice(None))
+        out = np.zeros_like(sar[:, 0])
+        out[:, rows, cols] = (optical[:, 0] + 2 * sar[:, 0])[:, rows, cols]
+        return out
+
+    rng = np.random.default_rng(0)
+    optical, sar = 255 * rng.random((2, 1, 5, 7), np.float32), 255 * rng.random((2, 1, 5, 7), np.float32)
+    grey = uint8_modality((1,))
+    found = ask(mirrored(Scaled(Focusing(compute), grey, grey)), optical, sar, inner)
+    wanted = (optical[:, 0] + 2 * sar[:, 0]) / 255
+    rows, cols = inner or (slice(None), slice(None))
+    np.testing.assert_allclose(found[:, rows, cols], wanted[:, rows, cols], atol=1e-6)
+    # 5 rows and 7 columns become 7 rows and 5 columns, both from the other end.
+    assert asked == [None if inner is None else (slice(4, 7), slice(1, 4)), inner]
 
 
 def test_mirrored_is_the_mean_with_the_mirror_image_at_the_diagonal() -> None:

@@ -265,6 +265,31 @@ def test_detail_sees_what_a_quarter_of_the_size_hides() -> None:
         assert float(image.grad.abs().min()) > 0
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(160, 330), width=st.integers(160, 330), data=st.data(), residual=st.booleans(),
+    strip=st.sampled_from([500, ops.STRIP]),
+)  # fmt: skip
+def test_a_part_of_the_logits(height: int, width: int, data: st.DataObject, residual: bool, strip: int) -> None:
+    """What the finest scale leaves out is none of it, at any place in any size, and in strips."""
+    config = ModelConfig("mit_b0", 3, 1, width=8, dropout=0, decoder_dropout=0, attention="rescaled")
+    if residual:
+        config = replace(config, encoder="residual_s", standardise=True, detail=True)
+    torch.manual_seed(0)
+    net = HeteCD(config).eval()
+    optical, sar = torch.rand(1, 3, height, width), torch.rand(1, 1, height, width)
+    starts = [data.draw(st.integers(0, size - 1)) for size in (height, width)]
+    rows, cols = (
+        slice(start, data.draw(st.integers(start + 1, size)))
+        for start, size in zip(starts, (height, width), strict=True)
+    )
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        wanted = net(optical, sar)
+        patch.setattr(ops, "STRIP", strip)
+        found = net(optical, sar, inner=(rows, cols))
+    torch.testing.assert_close(found, wanted[..., rows, cols], atol=1e-5, rtol=1e-4)
+
+
 def test_dropout_of_tokens_or_of_channels() -> None:
     for token_dropout in (True, False):
         net = HeteCD(ModelConfig(encoder="mit_b0", width=64, decoder_dropout=0.5, token_dropout=token_dropout))

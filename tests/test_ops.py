@@ -113,6 +113,29 @@ def test_convolution_with_gelu(
         _close(ops.conv_gelu(x, weight, bias, groups), wanted, dtype, terms=terms)
 
 
+@settings(max_examples=25, deadline=None)
+@given(h=st.integers(1, 40), w=st.integers(1, 9), strip=st.sampled_from([1, 30, ops.STRIP]), grad=st.booleans())
+def test_in_strips(h: int, w: int, strip: int, grad: bool) -> None:
+    """A map and one of twice its size to one of twice its size, at most a row cut at once and at least all of them."""
+    torch.manual_seed(h)
+    fine, coarse = torch.randn(2, 3, 2 * h, 2 * w).double(), torch.randn(2, 3, h, w).double()
+    kernel = torch.randn(3, 3, 3, 3).double()
+    calls = []
+
+    def compute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape[2])
+        return F.conv2d(F.interpolate(F.conv2d(x, kernel, padding=1), scale_factor=2) + y, kernel, padding=1)
+
+    wanted = compute(coarse, fine)
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(grad):
+        patch.setattr(ops, "STRIP", strip)
+        found = ops.in_strips(compute, (coarse, fine), halo=2)
+    torch.testing.assert_close(found, wanted)
+    rows = max(2, strip // w)
+    assert max(calls[1:]) <= (h if grad else max(rows + 4, 3))
+    assert (len(calls) > 2) == (not grad and h > rows + 2)
+
+
 def _is_winograd(conv: Conv3x3) -> bool:
     """Whether a convolution takes the other way: its float32 results differ in the last digits."""
     x = torch.randn(1, conv.in_channels, 64, 64)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from hetecd.config import ModelConfig
 from hetecd.errors import InputError
 from hetecd.info import ModelInfo
-from hetecd.modality import uint8_modality
+from hetecd.modality import Focusing, uint8_modality
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.stream import Tally, probability_rows
@@ -40,9 +40,9 @@ def files(tmp_path_factory):
     return folder / "optical.tif", folder / "sar.tif"
 
 
-def mapped(files, compute, tile_px, overlap_px, **options):
+def mapped(files, compute, tile_px, overlap_px, batch=4, **options):
     with open_pair(*files, "optical", THREE, ONE) as pair:
-        return np.concatenate(list(probability_rows(pair, compute, tile_px, overlap_px, 4, **options)))
+        return np.concatenate(list(probability_rows(pair, compute, tile_px, overlap_px, batch, **options)))
 
 
 def test_stitched_is_one_pass(files):
@@ -56,6 +56,26 @@ def test_stitched_is_one_pass(files):
     off = {overlap_px: np.abs(mapped(files, compute, 256, overlap_px) - whole)[inner] for overlap_px in (0, 64)}
     assert off[64].max() < 1e-3
     assert off[0].max() > 3e-3  # it is the overlap that does it
+
+
+def test_what_counts_for_nothing_is_not_asked_for(files):
+    """The predictor gives rubbish there. Of windows that are asked together, that is what counts in none of them."""
+    parts = []
+
+    def compute(optical, sar, inner):
+        parts.append((len(optical), inner))
+        out = np.full((len(optical), *optical.shape[2:]), 7, np.float32)
+        out[:, *inner] = (optical[:, 0] + sar[:, 0])[:, *inner] / 510
+        return out
+
+    found = mapped(files, Focusing(compute), 256, 64)
+    with open_pair(*files, "optical", THREE, ONE) as pair:
+        optical, sar, _ = pair.read(Window(0, 0, SCENE.height, SCENE.width))
+    np.testing.assert_allclose(found, (optical[0] + sar[0]) / 510, atol=1e-6)
+    # Two rows of three windows; a quarter of the overlap counts nothing where there is a neighbour.
+    assert parts[0] == (3, (slice(0, 240), slice(0, 256)))
+    found = mapped(files, Focusing(compute), 256, 64, batch=1)
+    assert parts[-3:] == [(1, (slice(16, 228), cols)) for cols in (slice(0, 240), slice(16, 240), slice(16, 256))]
 
 
 def test_a_part_asks_the_predictor_what_the_whole_does(files):
@@ -101,4 +121,4 @@ def test_windows_are_counted(files, tmp_path):
     found = mapped((files[0], tmp_path / "sar.tif"), compute, 64, 16, tally=tally)
     assert np.array_equal(found == 0.25, nothing[0] == 7)
     assert dataclasses.astuple(tally) == (9 * 11, 9 * 11 - sum(calls))
-    assert sum(calls) == 4  # two rows of windows, two in each
+    assert sum(calls) == 2  # two rows of windows; of the two that show it in each, it counts in one

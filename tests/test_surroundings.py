@@ -1,6 +1,7 @@
 """Whatever window shows a pixel, a network that standardises its bands sees the same there."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,16 +213,32 @@ def test_stitched_is_one_pass(tmp_path):
     assert np.abs(apart - single)[inner].max() > 3e-3
 
 
-@pytest.mark.slow
 def test_stitched_is_one_pass_with_the_weights_that_come_along(tmp_path):
+    """In the windows that they are mapped in unless told otherwise: two across."""
     net = hetecd.load(DEFAULT_WEIGHTS)
-    shape = 990, 1050
+    shape = 224, 2560
     files = write(tmp_path, landscape(3, shape), landscape(1, shape, 1))
     compute = predictor(net, "cpu", "f32")
-    single, wide, narrow = (mapped(files, compute, *plan, shape) for plan in ((1056, 0), (768, 512), (512, 128)))
+    assert compute.windows.tile_px < shape[1]
+    single, usual, narrow = (mapped(files, compute, *plan, shape) for plan in ((2560, 0), compute.windows, (512, 128)))
     inner = np.s_[32:-32, 32:-32]
-    assert np.abs(wide - single)[inner].max() < 1e-3
+    assert np.abs(usual - single)[inner].max() < 1e-3
+    assert np.abs(narrow - single)[inner].max() > 1e-3
     assert np.abs(narrow - single)[inner].mean() < 5e-3
+
+
+def test_around_an_island_nothing_is_computed(tmp_path):
+    """What lies farther than the network looks is left out, and it makes no difference."""
+    net = hetecd.load(DEFAULT_WEIGHTS)
+    shape = 900, 1200
+    land = np.zeros(shape, bool)
+    land[400:470, 150:260] = True
+    files = write(tmp_path, landscape(3, shape) * land, landscape(1, shape, 1) * land)
+    compute = predictor(net, "cpu", "f32")
+    everything = dataclasses.replace(compute, compute=partial(compute.compute))  # which nothing is spared
+    found, wanted = (mapped(files, ask, *compute.windows, shape) for ask in (compute, everything))
+    assert np.array_equal(np.isnan(found), ~land)
+    assert 0 < np.abs(found - wanted)[land].max() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 700)])

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import hetecd
 from hetecd.config import ModelConfig
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
-from hetecd.info import ModelInfo
-from hetecd.modality import Modality
+from hetecd.info import LOOK_PX, ModelInfo
+from hetecd.modality import Modality, ask
 from hetecd.model import HeteCD
-from hetecd.weights import folded, fresh, load, predictor, save
+from hetecd.weights import folded, fresh, load, normalised_predictor, predictor, save
 
 INFO = ModelInfo(
     model=ModelConfig(encoder="mit_b0", width=8, optical_channels=4, sar_channels=1, attention="rescaled"),
@@ -145,6 +145,26 @@ def test_a_predictor_normalises_and_survives_nan(precision: str, net: HeteCD) ->
     assert np.abs(prob - logits.softmax(1)[:, 1].numpy()).max() < (1e-5 if precision == "f32" else 0.05)
     with pytest.raises(InputError, match="found 3 channels, expected 4"):
         predict(optical[:, :3], sar)
+
+
+def test_a_near_sighted_network_is_shown_no_more_than_it_sees() -> None:
+    """Far from what is wanted there may be anything; nothing comes back from there."""
+    config = ModelConfig("residual_s", 2, 1, width=8, detail=True)
+    compute = normalised_predictor(fresh(config, 0).eval(), "cpu", "f32")
+    rng = np.random.default_rng(0)
+    optical, sar = rng.random((1, 2, 700, 640), np.float32), rng.random((1, 1, 700, 640), np.float32)
+    inner = slice(600, 700), slice(300, 310)
+    wanted = compute(optical, sar)[:, *inner]
+    for image in (optical, sar):
+        image[..., : 600 - LOOK_PX - 32, :] = np.nan
+        image[..., : 300 - LOOK_PX - 32] = np.nan
+        image[..., 310 + LOOK_PX + 32 :] = np.nan
+    found = ask(compute, optical, sar, inner)
+    np.testing.assert_allclose(found[:, *inner], wanted, atol=1e-3)
+    found[:, *inner] = 0
+    assert not found.any()
+    standardising = normalised_predictor(fresh(dataclasses.replace(config, standardise=True), 0).eval(), "cpu", "f32")
+    assert np.isnan(ask(standardising, optical, sar, inner)[:, *inner]).all()  # its mean is that of all that is shown
 
 
 def test_f16_is_for_a_gpu(net: HeteCD) -> None:
