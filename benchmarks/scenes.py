@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.memory import fitting_batch
-from hetecd.modality import Floats, Focusing, Inner, Predictor, Windows, ask
+from hetecd.modality import Floats, Focusing, Inner, Predictor, Windows, ask, windows_of
 from hetecd.pair import Pair, open_pair
 from hetecd.predict import predict_scene
 from hetecd.results import About, describe_weights
@@ -109,7 +109,7 @@ def run_one(how: str, folder: Path) -> None:
     spent = [0.0]
     net = load(DEFAULT_WEIGHTS)
     network = predictor(net)
-    size = network.windows
+    size = windows_of(network)
     batch = fitting_batch(size.tile_px)
 
     def timed(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
@@ -118,7 +118,7 @@ def run_one(how: str, folder: Path) -> None:
         spent[0] += time.perf_counter() - begun
         return probability
 
-    compute = dataclasses.replace(network, compute=Focusing(timed))
+    compute = dataclasses.replace(network, compute=Focusing(timed, size))
     info = net.info
     assert info is not None
     started, cpu_before = time.perf_counter(), time.process_time()

@@ -12,7 +12,7 @@ from hetecd.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
-    from hetecd.modality import Predictor, Scaled
+    from hetecd.modality import Predictor, Scaled, Windows
     from hetecd.runtime import Precision, Runtime
 
 log = logging.getLogger("hetecd")
@@ -68,6 +68,13 @@ class Network:
         from hetecd.modality import mirrored  # numpy
 
         return (info or self.info).scaled(mirrored(self.compute) if tta else self.compute)
+
+    @property
+    def windows(self) -> "Windows":
+        """That suit it, of a scene."""
+        from hetecd.modality import windows_of
+
+        return windows_of(self.compute)
 
     @cached_property
     def description(self) -> dict[str, Any]:

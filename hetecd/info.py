@@ -11,21 +11,10 @@ from typing import Any, get_args
 import hetecd
 from hetecd.config import ModelConfig, Role
 from hetecd.errors import CheckpointError, ConfigError
-from hetecd.modality import Modality, Predictor, Scaled, Windows, uint8_modality
-from hetecd.tiles import BLEND_PX
+from hetecd.modality import Modality, Predictor, Scaled, uint8_modality
 
 FORMAT = "hetecd-1"
-# What lies farther away than LOOK_PX changes what follows from a residual encoder by less than 0.0001, so that windows
-# that share as much on either side of a cut agree (docs/scenes.md). Each takes some 0.6 GB; with a decoder that is not
-# NARROW it would be more than a laptop has.
-LOOK_PX, NARROW = 224, 64
-NEAR_SIGHTED = Windows(1536, 2 * LOOK_PX + BLEND_PX)
 COARSER = 2.0  # times the pixels of training, or a part of them, from which a map is not to be trusted
-
-
-def look_px(model: ModelConfig) -> int:
-    """How far a network looks, but for what hardly matters; 0 = as far as it is shown."""
-    return LOOK_PX if model.encoder.startswith("residual") else 0
 
 
 @dataclass(frozen=True)
@@ -68,12 +57,7 @@ class ModelInfo:
 
     def scaled(self, compute: Predictor) -> Scaled:
         """The network as a predictor of raw images, given what computes it from normalised ones."""
-        return Scaled(compute, self.optical, self.sar, self.model.standardise, self.windows)
-
-    @property
-    def windows(self) -> Windows:
-        """That suit the network in a scene: where there are such, those that give the same as a single one would."""
-        return NEAR_SIGHTED if look_px(self.model) and self.model.width <= NARROW else Windows()
+        return Scaled(compute, self.optical, self.sar, self.model.standardise)
 
     def unlike_pixels(self, pixel_m: Sequence[float] | None) -> str:
         """A warning where pixels (their edges in m; NaN or None = unknown) are not nearly those of training, or ""."""

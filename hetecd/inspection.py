@@ -23,7 +23,7 @@ from hetecd.grids import GridChoice, choose_grid
 from hetecd.ground import bounds_wgs84, pixel_m
 from hetecd.image import Granule, Image, Read, open_image
 from hetecd.info import ModelInfo
-from hetecd.modality import EIGHT_BIT, Floats, Modality, looks_like
+from hetecd.modality import EIGHT_BIT, Floats, Modality, Windows, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
@@ -93,7 +93,7 @@ def inspect_pair(
             with _noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)
-                windows = info.windows.asked(tile_px, overlap_px)
+                windows = Windows().asked(tile_px, overlap_px)
                 check_windows(*windows)
                 rows, cols = (starts(size, *windows) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)

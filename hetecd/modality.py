@@ -127,28 +127,6 @@ class Modality:
         return self.outlying(raw) > FOREIGN or (self.unit == EIGHT_BIT and is_above_8_bits(raw))
 
 
-@dataclass(frozen=True)
-class Focusing:
-    """A :data:`Predictor` that can spare itself what nobody wants: outside of ``inner``, if that is given, it gives 0.
-
-    Attributes:
-        compute: ``(optical, sar, inner) -> probability``.
-    """
-
-    compute: Callable[[Floats, Floats, Inner | None], Floats]
-
-    def __call__(self, optical: Floats, sar: Floats, inner: Inner | None = None) -> Floats:
-        """Two images to probability."""
-        return self.compute(optical, sar, inner)
-
-
-def ask(predictor: Predictor, optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
-    """What a predictor says within ``inner``; what comes back from around it means nothing."""
-    if isinstance(predictor, Scaled):
-        return ask(predictor.compute, *predictor.normalise(optical, sar), inner)
-    return predictor(optical, sar, inner) if isinstance(predictor, Focusing) else predictor(optical, sar)
-
-
 class Windows(NamedTuple):
     """Windows in which a scene is mapped; docs/scenes.md compares some.
 
@@ -170,6 +148,36 @@ class Windows(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Focusing:
+    """A :data:`Predictor` that can spare itself what nobody wants: outside of ``inner``, if that is given, it gives 0.
+
+    Attributes:
+        compute: ``(optical, sar, inner) -> probability``.
+        windows: in which it gives of a scene what it would give in one piece, or nearly.
+    """
+
+    compute: Callable[[Floats, Floats, Inner | None], Floats]
+    windows: Windows = Windows()  # noqa: RUF009 - a tuple
+
+    def __call__(self, optical: Floats, sar: Floats, inner: Inner | None = None) -> Floats:
+        """Two images to probability."""
+        return self.compute(optical, sar, inner)
+
+
+def windows_of(predictor: Predictor) -> Windows:
+    """The windows that suit a predictor."""
+    network = predictor.compute if isinstance(predictor, Scaled) else predictor
+    return network.windows if isinstance(network, Focusing) else Windows()
+
+
+def ask(predictor: Predictor, optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
+    """What a predictor says within ``inner``; what comes back from around it means nothing."""
+    if isinstance(predictor, Scaled):
+        return ask(predictor.compute, *predictor.normalise(optical, sar), inner)
+    return predictor(optical, sar, inner) if isinstance(predictor, Focusing) else predictor(optical, sar)
+
+
+@dataclass(frozen=True)
 class Scaled:
     """A network behind the scaling of its inputs, whichever runtime it is in: a :data:`Predictor` of raw images.
 
@@ -181,14 +189,12 @@ class Scaled:
         sar: what the SAR image must look like.
         standardises: ``compute`` standardises the bands over the images that it gets, unless they come with their
             standardised bands, as (B, 2C, H, W); see :mod:`hetecd.surroundings`.
-        windows: that suit it, of a scene.
     """
 
     compute: Predictor
     optical: Modality
     sar: Modality
     standardises: bool = False
-    windows: Windows = Windows()  # noqa: RUF009 - a tuple
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __call__(self, raw_optical: Floats, raw_sar: Floats) -> Floats:
@@ -241,7 +247,7 @@ def mirrored(compute: Predictor) -> Predictor:
         other = ask(compute, flipped(optical), flipped(sar), (there[0], there[1]) if there else None)
         return (ask(compute, optical, sar, inner) + flipped(other)) / np.float32(2)
 
-    return Focusing(predict)
+    return Focusing(predict, windows_of(compute))
 
 
 def to_db(power: Floats) -> Floats:

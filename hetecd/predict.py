@@ -28,7 +28,7 @@ from hetecd.files import publish, staging, writing
 from hetecd.flow import behind
 from hetecd.folders import TileFiles
 from hetecd.info import ModelInfo
-from hetecd.modality import Floats, Modality, Predictor, Scaled, Windows
+from hetecd.modality import Floats, Modality, Predictor, Windows, windows_of
 from hetecd.pair import Pair, open_pair
 from hetecd.progress import Progress
 from hetecd.raster import write_raster
@@ -130,7 +130,7 @@ def predict_scene(
     # Maps in a folder of granules would be taken for granules the next time.
     _keep_inputs([path for path in (pair.optical_path, pair.sar_path) if os.path.isdir(path)], [out_dir])
     _keep_inputs([*pair.files, *([pair.aoi] if pair.aoi else [])], [*outputs, *outdated])
-    windows = _windows(predictor, tile_px, overlap_px)
+    windows = windows_of(predictor).asked(tile_px, overlap_px)
     settings = {"threshold": threshold, **windows._asdict()}
     settings |= {"min_area": polygons.min_area, "simplify": polygons.simplify}
     about = about or About()
@@ -319,7 +319,7 @@ def predict_folder(
     # Maps among the inputs would be taken for tiles, also where they replace none.
     _keep_inputs({path.parent for path in inputs}, folders)
     _keep_inputs(inputs, [folder / f"{tile.name}.png" for tile in tiles for folder in folders])
-    windows = _windows(predictor, tile_px, overlap_px)
+    windows = windows_of(predictor).asked(tile_px, overlap_px)
     tally, pixels, valid_pixels, changed_pixels, outputs = Tally(), 0, 0, 0, []
     for tile in tqdm(tiles, unit="tile", disable=None if progress else True):
         with open_pair(tile.before, tile.after, before_is, optical, sar) as pair:
@@ -340,10 +340,6 @@ def predict_folder(
     return Summary(
         pixels, valid_pixels, changed_pixels, float("nan"), 0, len(tiles), tally.skipped, seconds, tuple(outputs)
     )
-
-
-def _windows(predictor: Predictor, tile_px: int | None, overlap_px: int | None) -> Windows:
-    return (predictor.windows if isinstance(predictor, Scaled) else Windows()).asked(tile_px, overlap_px)
 
 
 def _keep_inputs(inputs: Iterable[Path | str], results: Iterable[Path]) -> None:

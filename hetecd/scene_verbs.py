@@ -48,8 +48,8 @@ def inspect(args: Namespace) -> int:
     from hetecd.image import are_tiles
     from hetecd.inspection import in_words, inspect_pair
 
-    info = open_network(args.weights, args.runtime, args.device, args.precision).info
-    info = info.reading(args.optical_bands, args.sar_bands)
+    network = open_network(args.weights, args.runtime, args.device, args.precision)
+    info = network.info.reading(args.optical_bands, args.sar_bands)
     before, after = args.before, args.after
     tiles = match_tiles(before, after) if are_tiles(before, after) else []
     if tiles:
@@ -58,7 +58,7 @@ def inspect(args: Namespace) -> int:
         args.align, args.scaling = "off", "weights"  # as tiles are mapped
     found = inspect_pair(
         before, after, args.before_is or info.before_is, info, fill(GridChoice, args),
-        args.tile, args.overlap, args.align, args.scaling,
+        *network.windows.asked(args.tile, args.overlap), args.align, args.scaling,
     )  # fmt: skip
     found["tiles"] = len(tiles) or None
     print(json.dumps(found, indent=2) if args.json else in_words(found))
@@ -214,7 +214,7 @@ def _settle(
     info = network.info.reading(args.optical_bands, args.sar_bands)
     threshold = info.threshold if args.threshold is None else args.threshold
     check_threshold(threshold)
-    windows = info.windows.asked(args.tile, args.overlap)
+    windows = network.windows.asked(args.tile, args.overlap)
     check_windows(*windows)
     batch = fitting_batch(windows.tile_px, args.device) if args.batch is None else args.batch
     return network, info, args.before_is or info.before_is, threshold, windows, batch

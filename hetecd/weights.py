@@ -17,16 +17,19 @@ from torch import Tensor
 from hetecd.config import ModelConfig
 from hetecd.errors import CheckpointError, ConfigError, some
 from hetecd.files import replacing
-from hetecd.info import FORMAT, ModelInfo, from_metadata, look_px, to_metadata
-from hetecd.modality import Floats, Focusing, Inner, Predictor, Scaled
+from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
+from hetecd.modality import Floats, Focusing, Inner, Predictor, Scaled, Windows
 from hetecd.model import HeteCD, around, within
 from hetecd.ops import freeze, keep_memory
+from hetecd.residual import LOOK_PX, RESIDUAL
 from hetecd.runtime import Precision
+from hetecd.tiles import BLEND_PX
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
 
 ENCODER_FORMAT = "hetecd-encoder-1"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+NARROW = 64  # width of a decoder up to which windows may be large
 FIRST = "stages.0.embed.conv.weight"
 
 
@@ -265,7 +268,11 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
         raise ConfigError("precision: found f16 on the CPU, expected f32 or bf16; f16 is for GPUs")
     dtype = DTYPES[precision_on(kind, precision)]
     model = freeze(model, dtype)
-    config, look = model.config, look_px(model.config)
+    config = model.config
+    look = LOOK_PX if config.encoder in RESIDUAL else 0
+    # Windows that share what it sees on either side of a cut agree. Each takes some 0.6 GB, with a decoder that is not
+    # NARROW more than a laptop has.
+    windows = Windows(1536, 2 * look + BLEND_PX) if look and config.width <= NARROW else Windows()
 
     def compute(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
         B, _, H, W = sar.shape
@@ -284,4 +291,4 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
             whole[:, rows, cols] = logits.float().softmax(1)[:, 1].cpu().numpy()
         return whole
 
-    return Focusing(compute)
+    return Focusing(compute, windows)

@@ -17,7 +17,7 @@ from hetecd import surroundings
 from hetecd.config import ModelConfig
 from hetecd.flags import DEFAULT_WEIGHTS
 from hetecd.info import ModelInfo
-from hetecd.modality import Scaled, mirrored, standardised, uint8_modality
+from hetecd.modality import Scaled, mirrored, standardised, uint8_modality, windows_of
 from hetecd.pair import open_pair
 from hetecd.raster import Grid, write_raster
 from hetecd.stream import probability_rows
@@ -219,8 +219,11 @@ def test_stitched_is_one_pass_with_the_weights_that_come_along(tmp_path):
     shape = 224, 2560
     files = write(tmp_path, landscape(3, shape), landscape(1, shape, 1))
     compute = predictor(net, "cpu", "f32")
-    assert compute.windows.tile_px < shape[1]
-    single, usual, narrow = (mapped(files, compute, *plan, shape) for plan in ((2560, 0), compute.windows, (512, 128)))
+    assert windows_of(compute) == windows_of(mirrored(compute)) == (1536, 512)
+    assert windows_of(partial(compute)) == (512, 128)  # a predictor that nobody knows, such as an exported graph
+    single, usual, narrow = (
+        mapped(files, compute, *plan, shape) for plan in ((2560, 0), windows_of(compute), (512, 128))
+    )
     inner = np.s_[32:-32, 32:-32]
     assert np.abs(usual - single)[inner].max() < 1e-3
     assert np.abs(narrow - single)[inner].max() > 1e-3
@@ -236,7 +239,7 @@ def test_around_an_island_nothing_is_computed(tmp_path):
     files = write(tmp_path, landscape(3, shape) * land, landscape(1, shape, 1) * land)
     compute = predictor(net, "cpu", "f32")
     everything = dataclasses.replace(compute, compute=partial(compute.compute))  # which nothing is spared
-    found, wanted = (mapped(files, ask, *compute.windows, shape) for ask in (compute, everything))
+    found, wanted = (mapped(files, ask, *windows_of(compute), shape) for ask in (compute, everything))
     assert np.array_equal(np.isnan(found), ~land)
     assert 0 < np.abs(found - wanted)[land].max() < 1e-3
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 import hetecd
 from hetecd.config import ModelConfig
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
-from hetecd.info import LOOK_PX, ModelInfo
+from hetecd.info import ModelInfo
 from hetecd.modality import Modality, ask
 from hetecd.model import HeteCD
+from hetecd.residual import LOOK_PX
 from hetecd.weights import folded, fresh, load, normalised_predictor, predictor, save
 
 INFO = ModelInfo(
