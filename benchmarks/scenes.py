@@ -147,7 +147,7 @@ def naive(pair: Pair, compute: Predictor, out: Path, threshold: float, size: Win
     total = np.zeros((height, width), np.float32)
     weight = np.zeros((height, width), np.float32)
     plan = windows(height, width, *size)
-    edge = np.maximum(blend_weights(min(size.tile_px, height), size.overlap_px, False, False), 1e-3)
+    edge = np.maximum(blend_weights(min(size.tile_px, height), size.overlap_px, size.overlap_px), 1e-3)
     for first in range(0, len(plan), batch):
         parts = [np.s_[w.row : w.row + w.height, w.col : w.col + w.width] for w in plan[first : first + batch]]
         images = (np.stack([image[:, part[0], part[1]] for part in parts]) for image in (optical, sar))

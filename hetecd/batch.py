@@ -33,8 +33,9 @@ def read_pairs(path: Path | str, settings: Iterable[str] = ()) -> dict[str, dict
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            reader.fieldnames = [name.replace("-", "_") for name in reader.fieldnames or ()]  # as flags, in either way
-            rows, columns = list(reader), [*(reader.fieldnames or ())]
+            # As flags, in either way of writing them.
+            reader.fieldnames = columns = [name.replace("-", "_") for name in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); check the file") from error
     allowed = {*REQUIRED, "name", *settings}
@@ -44,6 +45,8 @@ def read_pairs(path: Path | str, settings: Iterable[str] = ()) -> dict[str, dict
         raise InputError(
             f"{path}: found column {unknown[0]!r}, expected some of {sorted(allowed)}; rename or remove it"
         )
+    if len({*columns}) < len(columns):
+        raise InputError(f"{path}: found columns {columns}, expected each once; remove one")
     pairs: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values() or not all(row[name] for name in REQUIRED):

@@ -107,7 +107,7 @@ def _times(x: Tensor, attention: Tensor, gain: float) -> Tensor:
     """x * attention * gain, in place of both where nobody needs them any more."""
     if reusable():
         return x.mul_(attention.mul_(gain).to(x.dtype))
-    return x * (attention * gain).to(x.dtype)
+    return x * (attention if gain == 1.0 else attention * gain).to(x.dtype)
 
 
 class ConvReluNorm(nn.Module):

@@ -59,17 +59,17 @@ class ModelInfo:
         """The network as a predictor of raw images, given what computes it from normalised ones."""
         return Scaled(compute, self.optical, self.sar, self.model.standardise)
 
-    def unlike_pixels(self, pixel_m: Sequence[float] | None) -> str:
-        """A warning where pixels (their edges in m; NaN or None = unknown) are not nearly those of training, or ""."""
+    def unlike_pixels(self, pixel_m: Sequence[float] | None) -> tuple[str, str] | None:
+        """What is wrong and what to do where pixels (edges in m; NaN, None = unknown) are unlike those of training."""
         trained_m = self.optical.gsd_m or self.sar.gsd_m
         if not (pixel_m and trained_m):
-            return ""
+            return None
         ratio = math.sqrt(pixel_m[0] * pixel_m[1]) / trained_m
         if not (ratio > COARSER or ratio < 1 / COARSER):
-            return ""
+            return None
         return (
-            f"grid: pixels of {pixel_m[0]:.3g} x {pixel_m[1]:.3g} m, the weights were trained on {trained_m:g} m; "
-            "choose --resolution (in units of the CRS), or other weights"
+            f"grid: pixels of {pixel_m[0]:.3g} x {pixel_m[1]:.3g} m, the weights were trained on {trained_m:g} m",
+            "choose --resolution (in units of the CRS), or other weights",
         )
 
     def __post_init__(self) -> None:

@@ -57,8 +57,7 @@ def inspect_pair(
     before_is: Role,
     info: ModelInfo,
     choice: GridChoice,
-    tile_px: int | None = None,
-    overlap_px: int | None = None,
+    windows: Windows,
     align: str = "auto",
     scaling: Scaling = "auto",
 ) -> dict[str, Any]:
@@ -93,13 +92,11 @@ def inspect_pair(
             with _noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)
-                windows = Windows().asked(tile_px, overlap_px)
                 check_windows(*windows)
                 rows, cols = (starts(size, *windows) for size in grid.shape)
                 report["windows"] = len(rows) * len(cols)
                 if said := info.unlike_pixels(report["grid"]["pixel_m"]):
-                    found, remedy = said.split("; ")
-                    _note(problems, found, remedy)
+                    _note(problems, *said)
             if limit_px is not None and not any(problem["fatal"] for problem in problems):
                 open_moved = partial(open_pair, before, after, before_is, info.optical, info.sar, choice=choice)
                 report["alignment"] = _measure_shift(open_moved, limit_px, problems)

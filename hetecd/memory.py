@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # What a network needs per pixel of a window, on the safe side: measured in float32 are 3300 with `paper.yaml`, the
-# largest, and 500 with `default.yaml`.
+# largest, and 300 with `default.yaml`.
 WINDOW_BYTES_PER_PX = 4000
 MOST_ON_CPU = 8  # windows of up to 256 px; more, or as many that are larger, are no faster there
 MOST_ON_GPU = 64

@@ -143,17 +143,19 @@ class Windows(NamedTuple):
         if tile_px is None:
             tile_px = self.tile_px
         if overlap_px is None:
-            overlap_px = min(self.overlap_px, self.overlap_px * tile_px // self.tile_px) // STRIDE_PX * STRIDE_PX
+            share_px = min(self.overlap_px, self.overlap_px * tile_px // self.tile_px)
+            overlap_px = -(-share_px // STRIDE_PX) * STRIDE_PX
+            overlap_px = overlap_px if overlap_px < tile_px else 0
         return Windows(tile_px, overlap_px)
 
 
 @dataclass(frozen=True)
 class Focusing:
-    """A :data:`Predictor` that can spare itself what nobody wants: outside of ``inner``, if that is given, it gives 0.
+    """A :data:`Predictor` that can spare itself what nobody wants.
 
     Attributes:
-        compute: ``(optical, sar, inner) -> probability``.
-        windows: in which it gives of a scene what it would give in one piece, or nearly.
+        compute: ``(optical, sar, inner) -> probability``, which outside of ``inner``, if that is given, means nothing.
+        windows: that suit it, of a scene.
     """
 
     compute: Callable[[Floats, Floats, Inner | None], Floats]
@@ -240,12 +242,17 @@ def mirrored(compute: Predictor) -> Predictor:
         return np.ascontiguousarray(np.flip(image, (-2, -1)).swapaxes(-2, -1))
 
     def predict(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
-        at = (
-            zip(sar.shape[:-3:-1], inner[::-1], strict=True) if inner else ()
-        )  # where its columns, its rows come to lie
-        there = [slice(size - part.stop, size - part.start) for size, part in at]
-        other = ask(compute, flipped(optical), flipped(sar), (there[0], there[1]) if there else None)
-        return (ask(compute, optical, sar, inner) + flipped(other)) / np.float32(2)
+        H, W = sar.shape[-2:]
+        # As networks do it, so that the mirror image of every window of a scene begins at a multiple of the stride.
+        grow = ((0, 0), (0, 0), (0, -H % STRIDE_PX), (0, -W % STRIDE_PX))
+        others = [flipped(np.pad(image, grow, mode="reflect")) for image in (optical, sar)]
+        last_col, last_row = others[1].shape[-2:]  # what was the last is the first there
+        there = inner and (
+            slice(last_col - inner[1].stop, last_col - inner[1].start),
+            slice(last_row - inner[0].stop, last_row - inner[0].start),
+        )
+        other = flipped(ask(compute, others[0], others[1], there))[..., :H, :W]
+        return (ask(compute, optical, sar, inner) + other) / np.float32(2)
 
     return Focusing(predict, windows_of(compute))
 

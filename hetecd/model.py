@@ -18,7 +18,7 @@ from hetecd.modality import FLAT, MIN_PX, STRIDE_PX, Inner
 from hetecd.ops import Conv3x3, ConvNorm, Linear, in_strips, reusable
 from hetecd.residual import RESIDUAL, ResidualEncoder
 
-# How far the finest scale looks: its difference, the four convolutions after it, and what comes after those.
+# How far the finest scale looks, at stride 4: 7 rows in its difference, 4 in refining, less than 4 in what follows.
 HALO_PX = 64
 
 
@@ -88,6 +88,7 @@ class HeteCD(nn.Module):
         H, W = optical.shape[-2:]
         optical, sar = (_pad(image) for image in self.prepare(optical, sar))
         maps_optical, maps_sar = self.encode(optical, sar)  # three or four of (B, C_i, h_i, w_i) each
+        assert inner is None or not features
         if inner is not None:
             area = around(inner, optical.shape[-2:], HALO_PX)
             logits = self.decoder(maps_optical, maps_sar, optical, sar, None, area)

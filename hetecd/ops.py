@@ -58,6 +58,12 @@ def keep_memory() -> None:
             mallopt(mmap_max, 0)
 
 
+def give_back_memory() -> None:
+    """Return to the system what glibc keeps and nobody uses: of large windows, what one leaves suits the next badly."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def lower(model: M, dtype: torch.dtype = torch.bfloat16) -> M:
     """Convolutions and linear layers in a half type, in place, for use under autocast, which then casts no weights."""
     for module in model.modules():
@@ -109,7 +115,7 @@ def reusable() -> bool:
 
 
 def in_strips(compute: Callable[..., Tensor], maps: Sequence[Tensor], halo: int) -> Tensor:
-    """``compute(*maps)`` where its results may overwrite each other, some rows at a time: the same for less memory.
+    """``compute(*maps)``, without gradients some rows at a time: the same, to rounding, for less memory.
 
     Args:
         compute: of maps (B, C_i, n_i * h, n_i * w) with a whole n_i each, to one such map. A row of it must depend on
@@ -117,9 +123,12 @@ def in_strips(compute: Callable[..., Tensor], maps: Sequence[Tensor], halo: int)
         maps: the first has h rows.
         halo: rows that are computed for nothing on either side of a cut.
     """
+    if not reusable():
+        return compute(*maps)
     h, w = maps[0].shape[-2:]
-    rows = max(halo, STRIP // w)
-    if not reusable() or h <= rows + halo:
+    halo += halo % 2  # Winograd takes even numbers of rows
+    rows = max(halo, STRIP // w // 2 * 2)
+    if h <= rows + halo:
         return compute(*maps)
     parts = []
     for first in range(0, h, rows):

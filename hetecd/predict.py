@@ -2,10 +2,10 @@
 
 A *predictor* is a callable ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``, NumPy float32 in
 and out, raw pixels in with NaN = invalid. What it gives at invalid pixels does not matter. A network that standardises
-its bands must be a :class:`hetecd.modality.Scaled` (as :func:`hetecd.predictor` gives it; ``dataclasses.replace`` wraps
-what is inside), or windows of a scene will not fit together. Torch is not needed here: the same code serves every
-runtime. Rasters and polygons are the business of :mod:`hetecd.pair`,
-:mod:`hetecd.raster` and :mod:`hetecd.vector`, which use rasterio.
+its bands must be a :class:`hetecd.modality.Scaled` (as :func:`hetecd.predictor` gives it), or windows of a scene will
+not fit together; what is inside is wrapped by ``replace(predictor, compute=Focusing(function, windows_of(predictor)))``
+of dataclasses and :mod:`hetecd.modality`. Torch is not needed here: the same code serves every runtime.
+Rasters and polygons are the business of :mod:`hetecd.pair`, :mod:`hetecd.raster` and :mod:`hetecd.vector`.
 """
 
 import logging
@@ -57,7 +57,7 @@ class Summary:
         changed_area_m2: their area on the ellipsoid; NaN without a CRS, and for folders.
         polygons: polygons written; 0 for folders.
         windows: windows (of a folder: tiles) that this run looked at; none where it found the scene finished.
-        skipped: windows left out because they hold no valid pixel.
+        skipped: windows left out because they hold no valid pixel that counts.
         seconds: how long this run took.
         outputs: the files written.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hetecd.encoder import Block
 from hetecd.ops import ConvNorm
 
-# What lies farther away changes what a network makes of such an encoder by less than 0.0001 (docs/scenes.md).
+# What lies farther away changes what a network makes of such an encoder by some 0.0001 (docs/scenes.md).
 LOOK_PX = 224
 RESIDUAL = {"residual_s": (40, 80, 160)}  # channels of the stages
 

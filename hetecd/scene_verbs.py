@@ -58,7 +58,7 @@ def inspect(args: Namespace) -> int:
         args.align, args.scaling = "off", "weights"  # as tiles are mapped
     found = inspect_pair(
         before, after, args.before_is or info.before_is, info, fill(GridChoice, args),
-        *network.windows.asked(args.tile, args.overlap), args.align, args.scaling,
+        network.windows.asked(args.tile, args.overlap), args.align, args.scaling,
     )  # fmt: skip
     found["tiles"] = len(tiles) or None
     print(json.dumps(found, indent=2) if args.json else in_words(found))
@@ -187,7 +187,7 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
         heard: list[str] = []
         with warnings_heard(heard.append):
             if said := info.unlike_pixels(pixel_m(pair.grid)):
-                log.warning(said)
+                log.warning("; ".join(said))
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)
         info = replace(info, optical=optical, sar=sar)
         about = About(

@@ -24,7 +24,7 @@ READ_PX = 2**21  # read at a time: neighbouring windows share pixels, and empty 
 
 @dataclass
 class Tally:
-    """Counts windows: those looked at, and those among them that hold no valid pixel."""
+    """Counts windows: those looked at, and those among them that hold no valid pixel that counts."""
 
     windows: int = 0
     skipped: int = 0
@@ -113,7 +113,7 @@ def _read(
     see: See | None,
     counting: Callable[[Window], Inner],
 ) -> Iterator[Batch]:
-    """Batches of the windows that hold valid pixels; the last of every row, perhaps empty, goes on to the next row.
+    """Batches of the windows in which valid pixels count; the last of every row, perhaps empty, goes on to the next.
 
     The windows of a batch are of one size.
     """
@@ -159,7 +159,7 @@ def _read_row(pair: Pair, row: Sequence[Window], counting: Callable[[Window], In
             part = slice(window.col - left, window.col - left + window.width)
             optical, sar, valid = found[0][..., part], found[1][..., part], found[2][..., part]
             inner = _hull_of_valid(valid, counting(window))
-            yield inner and _Read(window, optical, sar, valid, inner)
+            yield None if inner is None else _Read(window, optical, sar, valid, inner)
 
 
 def _hull_of_valid(valid: NDArray[np.bool_], inner: Inner) -> Inner | None:
@@ -175,8 +175,9 @@ def _hull_of_valid(valid: NDArray[np.bool_], inner: Inner) -> Inner | None:
 def _seen(item: _Read, see: See | None) -> _Read:
     """A window for the predictor; invalid rows and columns are added where it is smaller than that can take."""
     window, optical, sar, valid, inner = item
+    # A copy, as the predictor may write to it and the next window shows a part of the same.
     missing = [(0, max(0, MIN_PX - size)) for size in valid.shape]
-    if any(after for _, after in missing):
+    if see is None or any(after for _, after in missing):
         optical, sar = (np.pad(image, ((0, 0), *missing), constant_values=np.nan) for image in (optical, sar))
     if see is not None:
         optical, sar = see(Window(window.row, window.col, *optical.shape[1:]), optical, sar)

@@ -7,6 +7,7 @@ all windows agree on a pixel the blend is that value to the last bit, which a we
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,9 @@ def starts(length_px: int, tile_px: int, overlap_px: int) -> list[int]:
     if length_px < 1 or tile_px < 1:
         raise InputError(f"tile_px: found {tile_px} on a scene of {length_px} pixels, expected both at least 1")
     if not 0 <= overlap_px < tile_px:
-        raise InputError(f"overlap_px: found {overlap_px}, expected less than tile_px, {tile_px}; give one of them")
+        raise InputError(
+            f"overlap_px: found {overlap_px}, expected 0 to {tile_px - 1}, below tile_px; change one of them"
+        )
     step, last = tile_px - overlap_px, max(length_px - tile_px, 0)
     if step % STRIDE_PX == 0 and tile_px >= 2 * STRIDE_PX:
         last = -(-last // STRIDE_PX) * STRIDE_PX
@@ -104,27 +107,24 @@ def blocks(part: Window) -> list[Window]:
     ]
 
 
-def blend_weights(length_px: int, overlap_px: int, first: bool, last: bool) -> NDArray[np.float64]:
+def blend_weights(length_px: int, before_px: int | None, after_px: int | None) -> NDArray[np.float64]:
     """How far a window is trusted along one axis, (length_px,) in 0 to 1.
 
-    Networks are worst at the border of their input, so the outer quarter of the overlap counts nothing, and the
+    Networks are worst at the border of their input, so the outer quarter of an overlap counts nothing, and the
     weight rises as a squared sine over the middle half, or the middle ``BLEND_PX`` of it. Two neighbours add up to 1.
 
     Args:
         length_px: edge of the window.
-        overlap_px: pixels shared with the neighbour.
-        first: no neighbour before this window: full weight from its first pixel on.
-        last: no neighbour after it.
+        before_px: pixels shared with the window before; None: there is none, and the first pixel has full weight.
+        after_px: the same of the window after.
     """
-    distance_px = np.arange(length_px) + 0.5
-    margin_px = max(overlap_px / 4, (overlap_px - BLEND_PX) / 2)
-    rise = np.clip((distance_px - margin_px) / max(overlap_px - 2 * margin_px, 1e-9), 0.0, 1.0)
-    ramp = np.sin(0.5 * np.pi * rise) ** 2
     weights = np.ones(length_px)
-    if not first:
-        weights *= ramp
-    if not last:
-        weights *= ramp[::-1]
+    for overlap_px, way in ((before_px, 1), (after_px, -1)):
+        if overlap_px is not None:
+            margin_px = max(overlap_px / 4, (overlap_px - BLEND_PX) / 2)
+            distance_px = np.arange(length_px)[::way] + 0.5
+            rise = np.clip((distance_px - margin_px) / max(overlap_px - 2 * margin_px, 1e-9), 0.0, 1.0)
+            weights *= np.sin(0.5 * np.pi * rise) ** 2
     return weights
 
 
@@ -134,12 +134,13 @@ def shares(length_px: int, tile_px: int, overlap_px: int) -> dict[int, Floats]:
     It is its weight over the sum of weights so far: 1 where it is the first that counts, 0 where it does not count.
     """
     positions = starts(length_px, tile_px, overlap_px)
+    overlaps = [before + tile_px - after for before, after in pairwise(positions)]  # the last may be larger
     total = np.zeros(length_px)
     result = {}
-    for start in positions:
+    for start, before_px, after_px in zip(positions, [None, *overlaps], [*overlaps, None], strict=True):
         size_px = min(tile_px, length_px - start)
         part = slice(start, start + size_px)
-        weights = blend_weights(size_px, overlap_px, first=start == 0, last=start == positions[-1])
+        weights = blend_weights(size_px, before_px, after_px)
         total[part] += weights
         result[start] = np.divide(weights, total[part], out=np.zeros(size_px), where=weights > 0).astype(np.float32)
     return result

@@ -20,7 +20,7 @@ from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Focusing, Inner, Predictor, Scaled, Windows
 from hetecd.model import HeteCD, around, within
-from hetecd.ops import freeze, keep_memory
+from hetecd.ops import freeze, give_back_memory, keep_memory
 from hetecd.residual import LOOK_PX, RESIDUAL
 from hetecd.runtime import Precision
 from hetecd.tiles import BLEND_PX
@@ -29,6 +29,7 @@ __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save
 
 ENCODER_FORMAT = "hetecd-encoder-1"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+LARGE = 2**20  # pixels of a window from which memory matters more than the moment that it takes to get it again
 NARROW = 64  # width of a decoder up to which windows may be large
 FIRST = "stages.0.embed.conv.weight"
 
@@ -283,6 +284,8 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
             area = around(inner, (H, W), look)
             optical, sar = optical[:, :, area[0], area[1]], sar[:, :, area[0], area[1]]
             inner = within(inner, area)
+        if kind == "cpu" and sar.size >= LARGE:
+            give_back_memory()
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             try:
                 logits = model(*(torch.from_numpy(image).to(device) for image in (optical, sar)), inner=inner)

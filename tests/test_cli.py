@@ -400,6 +400,25 @@ def test_the_weights_that_come_along_are_the_default(
     assert "default.safetensors: computed by torch (cpu, f32)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("flags", "windows"),
+    [
+        ([], (1536, 512)), (["--tile", "512"], (512, 192)), (["--weights", "mit"], (512, 128)),
+    ],
+)  # fmt: skip
+def test_windows_suit_the_weights(
+    flags: list[str], windows: tuple[int, int], checkpoint: Path, scene: Path, tmp_path: Path
+) -> None:
+    """And what is asked for."""
+    words = ["--optical-bands", "3", "4", "2", *flags]
+    if "mit" in flags:
+        words = ["--weights", str(checkpoint)]
+    pair = [str(scene / "optical.tif"), str(scene / "sar.tif")]
+    assert cli.main(["predict", *pair, "-o", str(tmp_path), *words]) == 0
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert (settings["tile_px"], settings["overlap_px"]) == windows
+
+
 def test_tta_changes_a_few_decisions(decided: Path, tiles: Path, tmp_path: Path) -> None:
     changed = []
     for flags in ([], ["--tta"]):

@@ -197,6 +197,7 @@ def test_export_predict_evaluate(
     common = ["--weights", str(out), "--runtime"]
     assert cli.main(["predict", *pair, "-o", str(tmp_path / "map"), *common, "onnx"]) == 0
     assert "polygons" in capsys.readouterr().out
+    assert json.loads((tmp_path / "map" / "summary.json").read_text())["settings"]["tile_px"] == 512
     assert cli.main(["predict", *pair, "-o", str(tmp_path / "m"), *common, "torch"]) == 1
     assert "found --runtime torch, expected openvino or onnx; leave --runtime out" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()

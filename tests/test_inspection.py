@@ -17,7 +17,7 @@ from hetecd.errors import InputError
 from hetecd.grids import GridChoice
 from hetecd.info import ModelInfo
 from hetecd.inspection import in_words, inspect_pair
-from hetecd.modality import Modality, uint8_modality
+from hetecd.modality import Modality, Windows, uint8_modality
 from hetecd.raster import Grid
 
 LINEAR = Modality((1,), (-25.0,), (0.0,), db=True, unit="linear power", gsd_m=10.0)
@@ -50,7 +50,7 @@ def good(tmp_path):
 
 
 def look(before, after, before_is="optical", info=INFO, **choice):
-    report = inspect_pair(before, after, before_is, info, GridChoice(**choice), 128, 32)
+    report = inspect_pair(before, after, before_is, info, GridChoice(**choice), Windows(128, 32))
     json.dumps(report)  # it can be
     text = in_words(report).splitlines()
     assert text[-1] == f"hetecd predict would {'work' if report['usable'] else 'fail'}"
@@ -259,7 +259,7 @@ def test_granules_of_unlike_bands(good, tmp_path):
 
 @pytest.mark.parametrize("tile", [0, 16])
 def test_windows_that_cannot_be(good, tile):
-    report = inspect_pair(*good, "optical", INFO, GridChoice(), tile, 0)
+    report = inspect_pair(*good, "optical", INFO, GridChoice(), Windows(tile, 0))
     problem(report, f"tile_px: found {tile}, expected at least 32", fatal=True)
 
 
@@ -293,12 +293,12 @@ def test_tiles_are_looked_at_as_they_are_mapped(decided, tiles, tmp_path, capsys
 
 def test_flags_of_a_prediction_count(good):
     info = ModelInfo(INFO.model, INFO.optical, Modality((1,), (50.0,), (200.0,), unit="8-bit"))
-    still = inspect_pair(*good, "optical", info, GridChoice(), 128, 32, "off", "weights")
+    still = inspect_pair(*good, "optical", info, GridChoice(), Windows(128, 32), "off", "weights")
     assert still["alignment"] is None
     (only,) = still["problems"]
     assert only["remedy"] == "rescale the image as those of training were"
     with pytest.raises(InputError, match=r"^align: found 'far', expected auto"):
-        inspect_pair(*good, "optical", info, GridChoice(), align="far")
+        inspect_pair(*good, "optical", info, GridChoice(), Windows(), align="far")
 
 
 @pytest.mark.slow

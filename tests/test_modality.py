@@ -176,10 +176,11 @@ def test_fit_refuses_what_has_no_range() -> None:
 def test_windows_that_are_asked_for() -> None:
     wide, usual = Windows(1536, 512), Windows()
     assert wide.asked(None, None) == wide
-    assert wide.asked(512, None) == (512, 160)  # as large a share, in steps of the stride
+    assert wide.asked(512, None) == (512, 192)  # as large a share or more, in steps of the stride
     assert wide.asked(4096, None) == (4096, 512)
     assert wide.asked(None, 64) == (1536, 64)
-    assert usual.asked(64, None) == (64, 0)
+    assert usual.asked(64, None) == (64, 32)
+    assert usual.asked(32, None) == (32, 0)
     assert usual.asked(100, 7) == (100, 7)
 
 
@@ -196,14 +197,14 @@ def test_what_is_not_wanted_is_not_computed(inner: Inner | None) -> None:
         return out
 
     rng = np.random.default_rng(0)
-    optical, sar = 255 * rng.random((2, 1, 5, 7), np.float32), 255 * rng.random((2, 1, 5, 7), np.float32)
+    optical, sar = 255 * rng.random((2, 1, 40, 70), np.float32), 255 * rng.random((2, 1, 40, 70), np.float32)
     grey = uint8_modality((1,))
     found = ask(mirrored(Scaled(Focusing(compute), grey, grey)), optical, sar, inner)
     wanted = (optical[:, 0] + 2 * sar[:, 0]) / 255
     rows, cols = inner or (slice(None), slice(None))
     np.testing.assert_allclose(found[:, rows, cols], wanted[:, rows, cols], atol=1e-6)
-    # 5 rows and 7 columns become 7 rows and 5 columns, both from the other end.
-    assert asked == [None if inner is None else (slice(4, 7), slice(1, 4)), inner]
+    # 40 rows and 70 columns, with those to the next multiple of 32 of either, from the other end.
+    assert asked == [None if inner is None else (slice(96 - 3, 96), slice(64 - 4, 64 - 1)), inner]
 
 
 def test_mirrored_is_the_mean_with_the_mirror_image_at_the_diagonal() -> None:
@@ -212,7 +213,7 @@ def test_mirrored_is_the_mean_with_the_mirror_image_at_the_diagonal() -> None:
         return (np.roll(optical[:, 0], 1, 1) + 2 * np.roll(sar[:, 0], 1, 2)).astype(np.float32)
 
     rng = np.random.default_rng(0)
-    optical, sar = rng.random((2, 1, 5, 7), np.float32), rng.random((2, 1, 5, 7), np.float32)
+    optical, sar = rng.random((2, 1, 32, 64), np.float32), rng.random((2, 1, 32, 64), np.float32)
     right = np.roll(optical[:, 0], -1, 2) + 2 * np.roll(sar[:, 0], -1, 1)  # above is to the right there, left is below
     wanted = (leaning(optical, sar) + right) / 2
     np.testing.assert_allclose(mirrored(leaning)(optical, sar), wanted, atol=1e-6)

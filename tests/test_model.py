@@ -265,7 +265,7 @@ def test_detail_sees_what_a_quarter_of_the_size_hides() -> None:
         assert float(image.grad.abs().min()) > 0
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     height=st.integers(160, 330), width=st.integers(160, 330), data=st.data(), residual=st.booleans(),
     strip=st.sampled_from([500, ops.STRIP]),

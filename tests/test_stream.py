@@ -75,7 +75,20 @@ def test_what_counts_for_nothing_is_not_asked_for(files):
     # Two rows of three windows; a quarter of the overlap counts nothing where there is a neighbour.
     assert parts[0] == (3, (slice(0, 240), slice(0, 256)))
     found = mapped(files, Focusing(compute), 256, 64, batch=1)
-    assert parts[-3:] == [(1, (slice(16, 228), cols)) for cols in (slice(0, 240), slice(16, 240), slice(16, 256))]
+    assert parts[-3:] == [(1, (slice(16, 228), cols)) for cols in (slice(0, 240), slice(16, 192), slice(64, 256))]
+
+
+def test_a_predictor_may_write_to_what_it_is_given(files):
+    """The next window shows a part of the same."""
+
+    def careless(optical, sar):
+        optical /= 510
+        sar /= 510
+        return optical[:, 0] + sar[:, 0]
+
+    careful = mapped(files, lambda optical, sar: (optical[:, 0] + sar[:, 0]) / 510, 256, 64)
+    for batch in (1, 2):
+        np.testing.assert_allclose(mapped(files, careless, 256, 64, batch=batch), careful, atol=1e-6)
 
 
 def test_a_part_asks_the_predictor_what_the_whole_does(files):

@@ -15,6 +15,7 @@ from hetecd.tiles import (
     blocks,
     panels,
     shares,
+    starts,
     window_rows,
     windows,
 )
@@ -101,18 +102,26 @@ def test_what_windows_agree_on_is_kept_to_the_last_bit(layout, seed):
     assert (stitch(layout, lambda w: np.full((w.height, w.width), constant)) == constant).all()
 
 
+def neighbours(start, positions, tile_px):
+    """What a window shares with the one before and the one after."""
+    k = positions.index(start)
+    before = positions[k - 1] + tile_px - start if k else None
+    after = start + tile_px - positions[k + 1] if k + 1 < len(positions) else None
+    return before, after
+
+
 @settings(max_examples=40, deadline=None)
 @given(layouts(), st.integers(0, 2**32 - 1))
 def test_a_blend_is_the_weighted_mean(layout, seed):
-    height, width, _, overlap_px = layout
+    height, width, tile_px, overlap_px = layout
     rng = np.random.default_rng(seed)
     values = {window: rng.random((window.height, window.width)).astype(np.float32) for window in windows(*layout)}
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     for window, value in values.items():
-        edges = (
-            blend_weights(window.height, overlap_px, window.row == 0, window.row + window.height == height),
-            blend_weights(window.width, overlap_px, window.col == 0, window.col + window.width == width),
-        )
+        edges = [
+            blend_weights(size, *neighbours(start, starts(length, tile_px, overlap_px), tile_px))
+            for start, size, length in ((window.row, window.height, height), (window.col, window.width, width))
+        ]
         part(total, window)[...] += np.outer(*edges) * value
         part(weight, window)[...] += np.outer(*edges)
     assert weight.min() > 0
@@ -120,8 +129,8 @@ def test_a_blend_is_the_weighted_mean(layout, seed):
 
 
 def test_neighbours_add_up_to_one_and_the_outer_quarter_counts_nothing():
-    before = blend_weights(64, 16, first=True, last=False)
-    after = blend_weights(64, 16, first=False, last=True)
+    before = blend_weights(64, None, 16)
+    after = blend_weights(64, 16, None)
     np.testing.assert_allclose(before[-16:] + after[:16], 1, atol=1e-12)
     assert (after[:4] == 0).all()
     assert (after[12:] == 1).all()
@@ -129,7 +138,7 @@ def test_neighbours_add_up_to_one_and_the_outer_quarter_counts_nothing():
 
 
 def test_a_wide_overlap_is_blended_in_its_middle_alone():
-    ramp = blend_weights(1536, 512, first=False, last=True)
+    ramp = blend_weights(1536, 512, None)
     assert (ramp[:224] == 0).all()
     assert (np.diff(ramp[224:288]) > 0).all()
     assert (ramp[288:] == 1).all()

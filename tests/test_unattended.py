@@ -18,7 +18,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError
-from hetecd.modality import uint8_modality
+from hetecd.modality import Focusing, uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_scene
 from hetecd.raster import Grid, write_raster
@@ -155,6 +155,34 @@ def test_interrupted_it_goes_on_with_its_batch(files, tmp_path):
         part(2, True)
     part(1, True)
     assert max(seen) == 2
+
+
+def test_interrupted_it_asks_for_the_same_parts_of_windows(files, tmp_path):
+    """The answer depends on what is wanted together, as rounding does."""
+    calls = []
+
+    def asked(out, cut_at=0):
+        def compute(optical, sar, inner):
+            calls.append(str(inner))
+            if len(calls) == cut_at:
+                raise KeyboardInterrupt
+            rows, cols = inner
+            out = np.full((len(optical), *optical.shape[2:]), np.nan)
+            out[:, rows, cols] = pointwise(optical, sar)[:, rows, cols] / 2 + (rows.stop + cols.stop) / 1000
+            return out
+
+        calls.clear()
+        run(files, out, Focusing(compute))
+        return len(calls)
+
+    count = asked(tmp_path / "whole")
+    assert len({*calls}) > 3  # ends of rows, and of the empty middle
+    for share in (0.6, 0.85):
+        out = tmp_path / str(share)
+        with pytest.raises(KeyboardInterrupt):
+            asked(out, int(share * count))
+        assert asked(out) < count
+        assert content(out) == content(tmp_path / "whole")
 
 
 def test_what_a_run_that_was_cut_off_warned_of_is_not_lost(files, tmp_path, expected):
