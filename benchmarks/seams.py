@@ -1,6 +1,6 @@
 """How much a map owes to its windows: stitched maps of one scene against a single pass over it, as a Markdown table.
 
-    python benchmarks/seams.py [--seed 805] [--size 2304] [--weights CHECKPOINT]
+    python benchmarks/seams.py [--seed 805] [--size 2624] [--weights CHECKPOINT]
 
 The scene is a synthetic flood; compared are probabilities 32 px from the border and farther in.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     """Map, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=805, help="of the scene")
-    parser.add_argument("--size", type=int, default=2304, help="its edge, px; a multiple of 32")
+    parser.add_argument("--size", type=int, default=2624, help="its edge, px; a multiple of 32")
     parser.add_argument("--weights", help="default: those that come with hetecd, which know three optical bands")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
