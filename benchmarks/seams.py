@@ -1,6 +1,6 @@
 """How much a map owes to its windows: stitched maps of one scene against a single pass over it, as a Markdown table.
 
-    python benchmarks/seams.py [--seed 805] [--size 2624] [--weights CHECKPOINT]
+    python benchmarks/seams.py [--seed 805] [--size 2624] [--weights CHECKPOINT] [--optical-bands 3 2 1]
 
 The scene is a synthetic flood; compared are probabilities 32 px from the border and farther in.
 """
@@ -19,7 +19,7 @@ from hetecd.synth import write_pair
 
 PLANS = ((256, 0), (256, 64), (512, 128), (512, 256), (768, 384), (1024, 512), (1536, 448), (1536, 512))
 BORDER_PX = 32
-BANDS = ["--optical-bands", "3", "4", "2"]  # of blue, green, red, near infrared: what the weights that come along read
+BANDS = ("3", "4", "2")  # of blue, green, red, near infrared: what the weights that come along read
 
 
 def main() -> None:
@@ -27,13 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=805, help="of the scene")
     parser.add_argument("--size", type=int, default=2624, help="its edge, px; a multiple of 32")
-    parser.add_argument("--weights", help="default: those that come with hetecd, which know three optical bands")
+    parser.add_argument("--weights", help="checkpoint or graph; default: those that come with hetecd")
+    parser.add_argument(
+        "--optical-bands", nargs="+", default=BANDS, help="what they read of blue, green, red, infrared"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = write_pair(folder, args.seed, args.size, args.size, "flood")[:2]
-        flags = ["--weights", args.weights] if args.weights else BANDS
-        flags += ["--align", "off", "--redo", "--batch", "1"]
+        flags = ["--optical-bands", *args.optical_bands, "--align", "off", "--redo", "--batch", "1"]
+        flags += ["--weights", args.weights] if args.weights else []
 
         def mapped(tile_px: int, overlap_px: int) -> tuple[Floats, float]:
             out = folder / "map"

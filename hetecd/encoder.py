@@ -4,13 +4,15 @@ The two families are the same network up to the expansion of the mlp. Maps trave
 linear layers and norms read contiguous channels and a convolution sees the very same memory as channels-last.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Linear, attend, conv_gelu, traced
+from hetecd.ops import Linear, attend, conv_gelu
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,52 @@ class Attention(nn.Module):
     def _near(self, q: Tensor, k: Tensor, v: Tensor, H: int, W: int, dropout: float) -> Tensor:
         """Three of (B, heads, H * W, c) -> (B, heads, H * W, c)."""
         reach = self.reach
+        if torch.jit.is_tracing():
+            return _near_in_blocks(q, k, v, H, W, reach)
         q, k, v = (x.unflatten(2, (H, W)) for x in (q, k, v))
         rows, cols = torch.arange(H, device=q.device), torch.arange(W, device=q.device)
         seen_cols = (cols[:, None] - cols).abs() <= reach  # (W, W)
-        # A few rows at a time, as most pairs of pixels are far apart; all at once in a trace, which knows no loop.
-        strips = [(slice(None), slice(None))]
-        if not traced():
-            strips = [(slice(i, i + reach), slice(max(0, i - reach), i + 2 * reach)) for i in range(0, H, reach)]
         parts = []
-        for own, near in strips:
+        # A few rows at a time, as most pairs of pixels are far apart.
+        for i in range(0, H, reach):
+            own, near = slice(i, i + reach), slice(max(0, i - reach), i + 2 * reach)
             seen_rows = (rows[own, None] - rows[near]).abs() <= reach
             seen = (seen_rows[:, None, :, None] & seen_cols[:, None]).flatten(2).flatten(0, 1)
             query, key, value = (x.flatten(2, 3) for x in (q[:, :, own], k[:, :, near], v[:, :, near]))
             parts.append(attend(query, key, value, dropout, seen))
         return torch.cat(parts, 2)
+
+
+def _near_in_blocks(q: Tensor, k: Tensor, v: Tensor, H: int, W: int, reach: int) -> Tensor:
+    """The same without a loop, for graphs: a block of reach x reach pixels looks at itself and the eight around it.
+
+    Three of (B, heads, H * W, c) -> (B, heads, H * W, c).
+    """
+    heads, c = q.shape[1], q.shape[-1]
+    q, k, v = (x.view(-1, heads, H, W, c) for x in (q, k, v))  # of what `unflatten` makes, a trace fixes the size
+    lower, right = -H % reach, -W % reach
+    rows, cols = H + lower, W + right
+    around = (0, 0, reach, reach + right, reach, reach + lower)
+
+    def blocks(x: Tensor) -> Tensor:
+        """(B, heads, rows, cols, c) -> (B, blocks, heads, reach * reach, c)."""
+        x = x.reshape(-1, x.shape[1], rows // reach, reach, cols // reach, reach, x.shape[-1])
+        return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(1, 2)
+
+    def neighbours(x: Tensor) -> Tensor:
+        """(B, heads, rows + 2 * reach, cols + 2 * reach, c) -> (B, blocks, heads, 9 * reach * reach, c)."""
+        starts = itertools.product((0, reach, 2 * reach), repeat=2)
+        return torch.cat([blocks(x[:, :, i : i + rows, j : j + cols]) for i, j in starts], 3)
+
+    numbers = [torch.arange(edge, dtype=torch.float32, device=q.device) for edge in (rows, cols)]
+    place = torch.stack(torch.meshgrid(numbers, indexing="ij"), -1)[None, None]  # (1, 1, rows, cols, 2)
+    own, near = blocks(place), neighbours(F.pad(place[:, :, :H, :W], around, value=-math.inf))
+    seen = [(own[..., None, i] - near[..., None, :, i]).abs() <= reach for i in (0, 1)]
+    query = blocks(F.pad(q, (0, 0, 0, right, 0, lower)))
+    key, value = (neighbours(F.pad(x, around)) for x in (k, v))
+    x = attend(query, key, value, seen=seen[0] & seen[1])
+    x = x.unflatten(3, (reach, reach)).unflatten(1, (rows // reach, cols // reach)).permute(0, 3, 1, 4, 2, 5, 6)
+    return x.reshape(-1, heads, rows, cols, c)[:, :, :H, :W].flatten(2, 3)
 
 
 class Mlp(nn.Module):

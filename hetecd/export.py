@@ -7,6 +7,7 @@ OpenVINO graph, calibrated on real tiles. The finished file is run in its runtim
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import math
 import tempfile
@@ -27,8 +28,8 @@ from hetecd.graph import Graph
 from hetecd.info import ModelInfo, to_metadata
 from hetecd.modality import STRIDE_PX, Floats, Predictor
 from hetecd.model import HeteCD
-from hetecd.runtime import GRAPHS, PRECISION, SECTION, OpenVinoGraph, is_installed, quiet, with_standardised
-from hetecd.weights import load
+from hetecd.runtime import GRAPHS, PRECISION, SECTION, WINDOWS, OpenVinoGraph, is_installed, quiet, with_standardised
+from hetecd.weights import load, suitable_windows
 
 log = logging.getLogger("hetecd")
 
@@ -118,7 +119,7 @@ def export_file(
     tiles = None if data is None else _tiles(info, data, split)
     with staging(out.parent, out) as folder:
         part = folder / out.name
-        metadata = to_metadata(info) | {PRECISION: precision}
+        metadata = to_metadata(info) | {PRECISION: precision, WINDOWS: json.dumps(suitable_windows(net.config))}
         with writing(out):
             if to == "onnx":
                 write_onnx(net, part, metadata)

@@ -22,7 +22,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
-from hetecd.errors import InputError
+from hetecd.errors import InputError, UsageError
 from hetecd.ground import STRAIGHT_PX
 from hetecd.place import Place, at_grid, box_of, metric_crs, pixel_size
 from hetecd.raster import Bools, Grid, one_line
@@ -61,9 +61,9 @@ class GridChoice:
                 raise InputError(f"bounds: found {_text(self.bounds)}, expected left bottom right top in that order")
 
     def refuse_for_tiles(self, folder: Path | str) -> None:
-        """InputError where a grid is asked for, which tiles that are mapped one by one do not share."""
+        """UsageError where a grid is asked for, which tiles that are mapped one by one do not share."""
         if self != GridChoice():
-            raise InputError(
+            raise UsageError(
                 f"{folder}: found a folder of tiles, for which no grid can be chosen; leave these flags out"
             )
 

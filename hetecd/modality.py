@@ -167,9 +167,9 @@ class Focusing:
 
 
 def windows_of(predictor: Predictor) -> Windows:
-    """The windows that suit a predictor."""
+    """The windows that suit a predictor: its ``windows``, if it has any."""
     network = predictor.compute if isinstance(predictor, Scaled) else predictor
-    return network.windows if isinstance(network, Focusing) else Windows()
+    return getattr(network, "windows", Windows())
 
 
 def ask(predictor: Predictor, optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
@@ -229,6 +229,12 @@ def standardised(images: Floats) -> Floats:
     return np.concatenate((images, (even / (deviation + FLAT)).astype(np.float32)), 1)
 
 
+def padded(images: Floats) -> Floats:
+    """Mirrored at the right and lower edge up to a multiple of the stride, as networks do it: (..., H, W)."""
+    grow = [(0, 0)] * (images.ndim - 2) + [(0, -edge % STRIDE_PX) for edge in images.shape[-2:]]
+    return np.pad(images, grow, mode="reflect")
+
+
 def mirrored(compute: Predictor) -> Predictor:
     """A predictor that gives the mean over its input and its mirror image at the rising diagonal.
 
@@ -243,9 +249,8 @@ def mirrored(compute: Predictor) -> Predictor:
 
     def predict(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
         H, W = sar.shape[-2:]
-        # As networks do it, so that the mirror image of every window of a scene begins at a multiple of the stride.
-        grow = ((0, 0), (0, 0), (0, -H % STRIDE_PX), (0, -W % STRIDE_PX))
-        others = [flipped(np.pad(image, grow, mode="reflect")) for image in (optical, sar)]
+        # So the mirror image of every window of a scene begins at a multiple of the stride.
+        others = [flipped(padded(image)) for image in (optical, sar)]
         last_col, last_row = others[1].shape[-2:]  # what was the last is the first there
         there = inner and (
             slice(last_col - inner[1].stop, last_col - inner[1].start),

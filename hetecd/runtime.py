@@ -5,6 +5,7 @@ images ``optical`` and ``sar`` (with their standardised bands, where the network
 carries its :class:`hetecd.info.ModelInfo`, so that the file alone is enough to use.
 """
 
+import json
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ import numpy as np
 from hetecd.errors import CheckpointError, ConfigError
 from hetecd.info import ModelInfo, from_metadata
 from hetecd.memory import torch_takes_gpu
-from hetecd.modality import Floats, Scaled, standardised
+from hetecd.modality import Floats, Scaled, Windows, padded, standardised
 
 log = logging.getLogger("hetecd")
 
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[Runtime, ...]] = {  # what may run a file, by its ending
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 SECTION = "hetecd"  # of OpenVINO's rt_info
 PRECISION = "precision"  # metadata key: what the graph was exported and compared as
+WINDOWS = "windows"  # metadata key: in which windows the graph maps a scene; older files lack it
 SHAPES = 4  # graphs compiled for one shape that are kept
 
 
@@ -130,6 +132,7 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not a graph that OpenVINO can read; export it again") from error
         self.info = from_metadata(metadata, path)
+        self.windows = _windows(metadata)
         _check_channels(path, self.info, self.model.input("optical").partial_shape[1].get_length())
         if precision == "auto":
             # What is not int8 in an int8 graph is best computed in bf16.
@@ -146,7 +149,9 @@ class OpenVinoGraph:
 
     def __call__(self, optical: Floats, sar: Floats) -> Floats:
         """Normalised images to probability, see :func:`open_graph`."""
-        optical, sar = with_standardised(self.info, optical, sar)
+        H, W = sar.shape[-2:]
+        # Here, not in the graph: so a scene's last windows, a little shorter, are no shapes of their own.
+        optical, sar = (padded(images) for images in with_standardised(self.info, optical, sar))
         if optical.shape not in self.compiled:
             if len(self.compiled) == SHAPES:
                 self.compiled.popitem(last=False)
@@ -155,7 +160,7 @@ class OpenVinoGraph:
             self.compiled[optical.shape] = compiled.create_infer_request()
         self.compiled.move_to_end(optical.shape)
         result = self.compiled[optical.shape].infer({"optical": optical, "sar": sar})
-        return np.array(result["probability"], np.float32)  # a copy: the runtime reuses its own
+        return np.array(result["probability"][..., :H, :W], np.float32)  # a copy: the runtime reuses its own
 
 
 class OnnxGraph:
@@ -177,7 +182,9 @@ class OnnxGraph:
             self.session = onnxruntime.InferenceSession(str(path), providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base
             raise CheckpointError(f"{path}: not a graph that ONNX Runtime can read; export it again") from error
-        self.info = from_metadata(self.session.get_modelmeta().custom_metadata_map, path)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.info = from_metadata(metadata, path)
+        self.windows = _windows(metadata)
         _check_channels(path, self.info, self.session.get_inputs()[0].shape[1])
         where = "CUDA" if self.session.get_providers()[0].startswith("CUDA") else "CPU"
         if gpu and where == "CPU":  # built for CUDA, but its driver or libraries are missing
@@ -249,6 +256,10 @@ def _check_channels(path: Path | str, info: ModelInfo, found: int) -> None:
             f"{path}: found a graph of {found} optical channels, expected {expected}; an older version wrote it, "
             "export it again"
         )
+
+
+def _windows(metadata: dict[str, str]) -> Windows:
+    return Windows(*json.loads(metadata[WINDOWS])) if WINDOWS in metadata else Windows()
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

@@ -141,13 +141,13 @@ def _predict_tiles(args: Namespace, opened: Callable[..., Network]) -> str:
 
 
 def _refuse_for_tiles(args: Namespace) -> None:
-    """InputError where flags ask for what tiles, mapped one by one to PNGs, do not have."""
+    """UsageError where flags ask for what tiles, mapped one by one to PNGs, do not have."""
     from hetecd.grids import GridChoice
 
     fill(GridChoice, args).refuse_for_tiles(args.before)
     for flag, allowed in OF_SCENES.items():
         if args.get(flag, allowed[0]) not in allowed:
-            raise InputError(
+            raise UsageError(
                 f"{flag}: found {args[flag]} and folders of tiles, which are mapped one by one as they are, to PNGs; "
                 f"leave --{flag.replace('_', '-')} out, or name two rasters"
             )

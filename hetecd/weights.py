@@ -270,10 +270,7 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
     dtype = DTYPES[precision_on(kind, precision)]
     model = freeze(model, dtype)
     config = model.config
-    look = LOOK_PX if config.encoder in RESIDUAL else 0
-    # Windows that share what it sees on either side of a cut agree. Each takes some 0.6 GB, with a decoder that is not
-    # NARROW more than a laptop has.
-    windows = Windows(1536, 2 * look + BLEND_PX) if look and config.width <= NARROW else Windows()
+    look = _look_px(config)
 
     def compute(optical: Floats, sar: Floats, inner: Inner | None) -> Floats:
         B, _, H, W = sar.shape
@@ -294,4 +291,16 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
             whole[:, rows, cols] = logits.float().softmax(1)[:, 1].cpu().numpy()
         return whole
 
-    return Focusing(compute, windows)
+    return Focusing(compute, suitable_windows(config))
+
+
+def suitable_windows(config: ModelConfig) -> Windows:
+    """Those in which a network maps a scene unless told otherwise: where they share what it sees they agree."""
+    look = _look_px(config)
+    # Each takes some 0.6 GB, with a decoder that is not NARROW more than a laptop has.
+    return Windows(1536, 2 * look + BLEND_PX) if look and config.width <= NARROW else Windows()
+
+
+def _look_px(config: ModelConfig) -> int:
+    """How far a network sees, 0 = as far as a window goes."""
+    return LOOK_PX if config.encoder in RESIDUAL else 0

@@ -458,13 +458,14 @@ def test_a_training_that_cannot_start_leaves_no_folder(tmp_path: Path, capsys: p
 def test_an_image_unlike_those_of_training_is_called_out(
     scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The weights that come along want 8-bit images; these are reflectance and linear power."""
+    """The weights that come along want 8-bit images of 10 m; these are reflectance and linear power, of 3 m."""
     words = ["predict", str(scene / "optical.tif"), str(scene / "sar.tif"), "-o", str(tmp_path / "map")]
     for scaling, says in (("weights", "100 % of the values lie outside those of training"), ("auto", "of this scene")):
         caplog.clear()
         assert cli.main([*words, "--scaling", scaling, "--redo"]) == 0
         assert f"sar: {says}" in caplog.text.replace("scaled by the range ", "")
         assert caplog.text.count("sar: ") == 1
+        assert "grid: pixels of 3 x 3 m, the weights were trained on 10 m" in caplog.text
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

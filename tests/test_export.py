@@ -15,7 +15,7 @@ from hetecd import cli, export
 from hetecd.config import Modalities, checked, configs, read_recipe
 from hetecd.errors import ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
-from hetecd.modality import Floats
+from hetecd.modality import Floats, windows_of
 from hetecd.model import HeteCD
 from hetecd.runtime import KINDS, open_graph
 from hetecd.sources import files_beside
@@ -70,9 +70,12 @@ def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_pa
     assert found.difference < 1e-4
     assert found.pixels > 10_000
     # Bands that come standardised, as in scenes, stay as they are.
-    images = tuple(torch.rand(1, 2 * n, 64, 64).numpy() for n in (4, 1))
-    apart = open_graph(tmp_path / "default.xml")[0].compute(*images) - predictor(load(checkpoint)).compute(*images)
+    graph = open_graph(tmp_path / "default.xml")[0]
+    # So large that attention does not reach from one end to the other.
+    images = tuple(torch.rand(1, 2 * n, 170, 330).numpy() for n in (4, 1))
+    apart = graph.compute(*images) - predictor(load(checkpoint)).compute(*images)
     assert np.abs(apart).max() < 1e-4
+    assert windows_of(graph) == windows_of(predictor(load(checkpoint))) == (1536, 512)
 
 
 @pytest.mark.parametrize(("modalities", "name"), [("optical", "a.onnx"), ("optical", "a.xml"), ("sar", "a.onnx")])

@@ -14,13 +14,13 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 from test_pair import ONE, OPTICAL, SAR, UTM, WGS84, ground, inside, read, save
 
-from hetecd.errors import InputError
+from hetecd.errors import InputError, UsageError
 from hetecd.files import sha256
 from hetecd.grids import GridChoice, choose_grid
 from hetecd.pair import open_pair
 from hetecd.place import at_grid
 from hetecd.raster import Grid
-from hetecd.results import About, describe
+from hetecd.results import About, describe, tags
 from hetecd.tiles import Window
 
 PLAIN = Grid(UTM, Affine(10, 0, 500_000, 0, -10, 5_005_000), 300, 400)
@@ -112,7 +112,7 @@ def test_what_cannot_be(tmp_path):
     refused("both sides of the antimeridian", AFAR, crs="EPSG:4326")
     refused("around a pole", Grid(CRS.from_epsg(3413), Affine(10, 0, -900, 0, -10, 1100), 200, 200), crs="EPSG:4326")
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), aoi="x.gpkg")
-    with pytest.raises(InputError, match="leave these flags out"):
+    with pytest.raises(UsageError, match="leave these flags out"):
         GridChoice(resolution=3.0).refuse_for_tiles(tmp_path)
     GridChoice().refuse_for_tiles(tmp_path)
 
@@ -204,6 +204,7 @@ def test_only_pixels_within_the_polygons_are_wanted(tmp_path, crs):
         assert pair.read_usable(Window(200, 0, 20, 20)) is None  # outside the triangle
         summary = describe(pair, About(), {})
     assert summary["aoi"]["sha256"] == sha256(aoi)
+    assert (tags(summary)["aoi"], tags(summary)["aoi_sha256"]) == ("aoi.gpkg", sha256(aoi))
 
 
 def test_a_polygon_as_large_as_a_continent(tmp_path):

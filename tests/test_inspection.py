@@ -284,9 +284,9 @@ def test_tiles_are_looked_at_as_they_are_mapped(decided, tiles, tmp_path, capsys
     assert cli.main(["inspect", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tiles"] == 8
     for flags in (["--align", "20"], ["--scaling", "scene"], ["--crs", "EPSG:3857"]):
-        assert cli.main(["inspect", *words, *flags]) == 1
-        assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), *flags]) == 1
-    assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), "--min-area", "9"]) == 1
+        assert cli.main(["inspect", *words, *flags]) == 2
+        assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), *flags]) == 2
+    assert cli.main(["predict", *words, "-o", str(tmp_path / "out"), "--min-area", "9"]) == 2
     assert "min_area: found 9.0 and folders of tiles" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -226,6 +226,16 @@ def test_attention_with_a_reach_looks_no_farther(height: int, width: int) -> Non
         torch.testing.assert_close(found, attention(x)[0, row, col])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_attention_with_a_reach_is_the_same_in_a_graph_of_any_size() -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, 2, 1, 0.0, reach=4).eval().requires_grad_(False)
+    graph = torch.jit.trace(attention, torch.randn(1, 6, 5, 16))
+    for shape in ((1, 1, 9), (2, 13, 5), (1, 8, 20)):
+        x = torch.randn(*shape, 16)
+        torch.testing.assert_close(graph(x), attention(x))
+
+
 def test_a_blanked_date_has_no_influence() -> None:
     config = ModelConfig(encoder="mit_b0", width=8, modalities="optical")
     optical = torch.rand(1, 3, 64, 64)

@@ -66,7 +66,7 @@ def test_predict_makes_the_page_too(decided, mapped, tiles, tmp_path, capsys):
     assert len(data["images"]) == 2
     assert data["polygons_total"] == len(data["polygons"]) > 0
     (tmp_path / "out" / "report.html").unlink()
-    assert cli.main(["predict", *(str(tiles / "test" / name) for name in "AB"), *words]) == 1
+    assert cli.main(["predict", *(str(tiles / "test" / name) for name in "AB"), *words]) == 2
     assert "report: found True and folders of tiles" in capsys.readouterr().err
 
 

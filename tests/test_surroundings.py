@@ -220,7 +220,7 @@ def test_stitched_is_one_pass_with_the_weights_that_come_along(tmp_path):
     files = write(tmp_path, landscape(3, shape), landscape(1, shape, 1))
     compute = predictor(net, "cpu", "f32")
     assert windows_of(compute) == windows_of(mirrored(compute)) == (1536, 512)
-    assert windows_of(partial(compute)) == (512, 128)  # a predictor that nobody knows, such as an exported graph
+    assert windows_of(partial(compute)) == (512, 128)  # a predictor that nobody knows
     single, usual, narrow = (
         mapped(files, compute, *plan, shape) for plan in ((2560, 0), windows_of(compute), (512, 128))
     )
