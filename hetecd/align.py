@@ -31,7 +31,7 @@ from hetecd.modality import Floats, Modality, uint8_modality
 from hetecd.orientation import MARGIN_PX, Sensor, field, likeness, peak, peaks, thinned
 from hetecd.pair import Pair, open_pair
 from hetecd.raster import Bools, Grid, data_bands
-from hetecd.tiles import Window
+from hetecd.tiles import Window, sampled
 
 log = logging.getLogger("hetecd")
 
@@ -267,14 +267,25 @@ def _result(plane: _Plane, motion: _Motion, ratio: float, tiles: int, note: str,
 
 
 def _choose_tiles(pair: Pair) -> list[Window]:
-    """Tiles spread over the scene whose middle is valid in both images."""
+    """Tiles spread over the scene, or over the part that both images show, whose middle is valid in both."""
     height, width = pair.grid.shape
+    chosen = _tiles_in(pair, Window(0, 0, height, width))
+    if len(chosen) < TILES and max(height, width) > LATTICE * TILE_PX[1]:  # places lie apart
+        closer = sampled(pair.grid.shape, pair.read_usable, LATTICE // 2, TILE_PX[0])[1]
+        if closer != Window(0, 0, height, width):
+            return _tiles_in(pair, closer)
+    return chosen
+
+
+def _tiles_in(pair: Pair, part: Window) -> list[Window]:
+    """The same, of a part of the scene."""
+    height, width = part.height, part.width
     edge_px = min(max(min(height, width) // 5, TILE_PX[0]), TILE_PX[1], height, width) // COARSE * COARSE
     if not edge_px:  # a line of pixels
         return []
     probe_px = max(edge_px // 4, 1)
     rows, cols = (np.linspace(0, n - edge_px, min(n // edge_px, LATTICE)).astype(int) for n in (height, width))
-    places = [(int(row), int(col)) for row in rows for col in cols]
+    places = [(part.row + int(row), part.col + int(col)) for row in rows for col in cols]
     chosen: list[Window] = []
     # In an order in which any beginning is spread over the scene as well.
     for number in np.random.default_rng(0).permutation(len(places)):

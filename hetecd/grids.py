@@ -22,7 +22,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
-from hetecd.errors import InputError, UsageError
+from hetecd.errors import InputError, UsageError, some
 from hetecd.ground import STRAIGHT_PX
 from hetecd.place import Place, at_grid, box_of, metric_crs, pixel_size
 from hetecd.raster import Bools, Grid, one_line
@@ -240,9 +240,15 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
 
 
 def _read_polygons(path: Path | str) -> tuple[CRS, NDArray[Any]]:
-    """CRS and polygons of the first layer of a file."""
+    """CRS and polygons of a file, of its only layer that may hold any."""
     try:
-        about, _, shapes, _ = pyogrio.raw.read(path, columns=[], force_2d=True)
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind and ("Polygon" in kind or kind == "Unknown")]
+        if len(layers) > 1:
+            raise InputError(
+                f"{path}: found several layers ({some(layers)}), expected one of polygons; keep one "
+                f"(ogr2ogr aoi.gpkg {path} {layers[0]})"
+            )
+        about, _, shapes, _ = pyogrio.raw.read(path, layer=(layers or [0])[0], columns=[], force_2d=True)
         crs = CRS.from_user_input(about["crs"]) if about["crs"] else None
         polygons = shapely.from_wkb([shape for shape in shapes if shape is not None])
     except (

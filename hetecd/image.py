@@ -380,10 +380,12 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     ]
     source = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
     flags = {flag for number in numbers for flag in dataset.mask_flag_enums[number - 1]}
-    if not any(nodata) or not mask or not (alpha or MaskFlags.per_dataset in flags):
-        return _virtual(dataset, source, numbers, [mask + value for value in nodata])
-    if alpha:  # beside a nodata value GDAL does not take it for the mask
+    # GDAL takes no alpha for the mask that stands beside a nodata value, or is of other than 8 or 16 bits.
+    unheeded = bool(alpha and mask and MaskFlags.alpha not in flags)
+    if unheeded:
         source = _masked_by(dataset, source, alpha)
+    if not (any(nodata) and mask and (unheeded or MaskFlags.per_dataset in flags)):
+        return _virtual(dataset, source, numbers, [mask + value for value in nodata])
     masked = _virtual(dataset, source, numbers, [mask] * len(numbers))
     return _virtual(dataset, masked, range(1, len(numbers) + 1), nodata)
 
@@ -409,6 +411,8 @@ def _masked_by(dataset: Any, source: str, alpha: int) -> str:
         ]
     lines += [
         '<MaskBand><VRTRasterBand dataType="Byte">',
-        f"<SimpleSource>{vrt.source(source, alpha)}</SimpleSource></VRTRasterBand></MaskBand>",
+        # All that is not 0 is valid, also what would be rounded to it.
+        f"<ComplexSource>{vrt.source(source, alpha)}<ScaleRatio>255</ScaleRatio></ComplexSource></VRTRasterBand>",
+        "</MaskBand>",
     ]
     return "".join([*lines, "</VRTDataset>"])

@@ -29,11 +29,12 @@ from hetecd.place import at_grid, pixel_of, side_by_side
 from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
 from hetecd.scaling import Scaling
 from hetecd.stream import check_windows
-from hetecd.tiles import Window, spread, starts
+from hetecd.tiles import Window, sampled, spread, starts
 
 SAMPLE, SAMPLE_PX = 6, 128  # windows along either axis, and their edge
 LATTICE = 101  # points along either axis at which the overlap is measured
 EARTH_KM = 6371.0
+SPARSE = 0.9  # share of invalid pixels from which it is asked where the others are
 BLANK = 0.01  # share of pixels that are 0 in every band from which they look like undeclared nodata
 
 
@@ -77,7 +78,7 @@ def inspect_pair(
     problems: Problems = []
     report: dict[str, Any] = {"usable": False, "problems": problems, "before": None, "after": None}
     report |= {"grid": None, "windows": None, "overlap": None, "valid": None, "alignment": None}
-    roles: tuple[Role, Role] = ("optical", "sar") if before_is == "optical" else ("sar", "optical")
+    roles = _roles(before_is)
     with ExitStack() as stack:
         images: dict[Role, Image] = {}
         samples: list[Floats] = []
@@ -103,6 +104,26 @@ def inspect_pair(
     problems.sort(key=lambda problem: not problem["fatal"])
     report["usable"] = not any(problem["fatal"] for problem in problems)
     return report
+
+
+def doubts(before: Path | str, after: Path | str, before_is: Role) -> list[str]:
+    """What names and tags say against a pair, without a look at pixels: dates or modalities that look exchanged.
+
+    Raises:
+        InputError: the two are one file, or cannot be opened.
+    """
+    problems: Problems = []
+    with open_image(before, (1,)) as one, open_image(after, (1,)) as other:
+        roles = _roles(before_is)
+        _compare_labels(_label(one, roles[0]), _label(other, roles[1]), problems)
+    said = [f"{problem['found']}; {problem['remedy']}" for problem in problems]
+    if any(problem["fatal"] for problem in problems):
+        raise InputError(said[0])
+    return said
+
+
+def _roles(before_is: Role) -> tuple[Role, Role]:
+    return ("optical", "sar") if before_is == "optical" else ("sar", "optical")
 
 
 @contextmanager
@@ -137,15 +158,13 @@ def _side(
         numbers = data_bands(fewest)[:3]
     image = replace(image, numbers=numbers)
     own = choose_grid([one.place for one in image.granules], image.path, GridChoice()).grid
-    sample = _sample(image.on(stack, own), spread(own.shape, SAMPLE, SAMPLE_PX))
+    sample, invalid = _sample(image.on(stack, own), own.shape)
     valid = np.asarray(np.isfinite(sample).all(0))
     side = {
-        "path": str(image.path),
-        "is": role,
+        **_label(image, role),
         "granules": len(image.granules),
         "height": own.height if len(image.granules) > 1 else place.height,
         "width": own.width if len(image.granules) > 1 else place.width,
-        "bands": dataset.count,
         "band_names": list(dataset.descriptions),
         "dtype": dataset.dtypes[0],
         "crs": None if place.crs is None else crs_text(place.crs),
@@ -153,19 +172,38 @@ def _side(
         "pixel_m": _finite(pixel_m(own)),
         "bounds_wgs84": bounds_wgs84(own),
         "nodata": _nodata(granule),
-        "invalid": float(1 - valid.mean()),
-        "date": (day_of(granule.dataset, granule.path) or (None,))[0],
-        "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
+        "invalid": invalid,
     }
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
     _check_values(side, sample, valid, role, modality, scaling, problems)
     return side, image, sample
 
 
-def _sample(read: Read, windows: list[Window]) -> Floats:
-    """Pixels (C, n) of some windows."""
-    parts = [read(window)[0] for window in windows]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+def _label(image: Image, role: Role) -> Side:
+    """What names and tags say of an image."""
+    granule = image.granules[0]
+    return {
+        "path": str(image.path),
+        "is": role,
+        "bands": granule.dataset.count,
+        "date": (day_of(granule.dataset, granule.path) or (None,))[0],
+        "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
+    }
+
+
+def _sample(read: Read, shape: tuple[int, int]) -> tuple[Floats, float]:
+    """Pixels (C, n) of windows spread over an image, or over where it has any; share of invalid ones of the whole."""
+
+    def look(window: Window) -> Floats | None:
+        values, valid = read(window)
+        return values if valid.any() else None
+
+    parts = [read(window)[0] for window in spread(shape, SAMPLE, SAMPLE_PX)]
+    pixels = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    invalid = float(1 - np.isfinite(pixels).all(0).mean())
+    if invalid > SPARSE and (seen := sampled(shape, look, SAMPLE, SAMPLE_PX)[0]):
+        pixels = np.concatenate([part.reshape(len(part), -1) for part in seen], axis=1)
+    return pixels, invalid
 
 
 def _nodata(granule: Granule) -> str:
@@ -238,9 +276,18 @@ def _check_values(
 def _compare(before: Side, after: Side, samples: list[Floats], problems: Problems) -> None:
     """Note a file given twice, and dates or modalities that look exchanged."""
     one, other = samples
-    same = one.shape[1] == other.shape[1] and np.array_equal(one[0], other[0], equal_nan=True)
-    if os.path.realpath(before["path"]) == os.path.realpath(after["path"]) or same:
+    there = one.shape[1] == other.shape[1] and bool(np.isfinite(one[0]).any())
+    same = there and np.array_equal(one[0], other[0], equal_nan=True)
+    if same:
         _note(problems, f"{after['path']}: shows the same as {before['path']}", "name the other date", fatal=True)
+    else:
+        _compare_labels(before, after, problems)
+
+
+def _compare_labels(before: Side, after: Side, problems: Problems) -> None:
+    """The same, as far as names and tags tell."""
+    if os.path.realpath(before["path"]) == os.path.realpath(after["path"]):
+        _note(problems, f"{after['path']}: is the other image, too", "name the other date", fatal=True)
         return
     if before["date"] and after["date"] and before["date"] > after["date"]:
         _note(
@@ -254,7 +301,7 @@ def _compare(before: Side, after: Side, samples: list[Floats], problems: Problem
         for side, role, other in ((optical, "optical", "sar"), (sar, "sar", "optical"))
         if side["words"][other] and not side["words"][role]
     ]
-    if optical["scale"] == "decibels":
+    if optical.get("scale") == "decibels":
         clues.append(f"{optical['path']} has values in decibels")
     if optical["bands"] < 3 <= sar["bands"]:
         clues.append(f"{optical['path']} has {optical['bands']} and {sar['path']} has {sar['bands']} bands")
@@ -293,10 +340,16 @@ def _meet(
         return grid
     covered = _covered(optical, grid) & _covered(sar, grid)
     report["overlap"] = float(covered.mean())
-    windows = _near(covered, grid)
-    good = [readers[0](w)[1] & readers[1](w)[1] & (common.wanted(w) if common.wanted else True) for w in windows]
-    report["valid"] = float(np.mean([part.mean() for part in good])) if good else 0.0
-    if not report["valid"]:
+
+    def valid_in(window: Window) -> Bools | None:
+        found = np.ones((window.height, window.width), bool) if common.wanted is None else common.wanted(window)
+        for read in readers:
+            found = found & read(window)[1] if found.any() else found
+        return found if found.any() else None
+
+    good = [valid_in(window) for window in _near(covered, grid)]
+    report["valid"] = float(np.mean([0.0 if part is None else part.mean() for part in good])) if good else 0.0
+    if not report["valid"] and not sampled(grid.shape, valid_in, SAMPLE, SAMPLE_PX)[0]:
         _note(
             problems,
             f"{optical.path} and {sar.path}: found no pixel valid in both in a sample of where they overlap",

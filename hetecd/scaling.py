@@ -15,12 +15,12 @@ import numpy as np
 from hetecd.config import Role
 from hetecd.modality import Floats, Modality, fit_modality, is_above_8_bits, looks_like
 from hetecd.pair import Pair
-from hetecd.tiles import spread
+from hetecd.tiles import sampled
 
 log = logging.getLogger("hetecd")
 
 Scaling = Literal["auto", "weights", "scene"]
-SAMPLES = (6, 24)  # windows along either axis; the second where the first saw nothing, as islands in an ocean
+SAMPLES = 6  # windows along either axis
 SAMPLE_PX = 128
 
 
@@ -42,14 +42,11 @@ def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "
     """
     if how == "weights":
         return optical, sar
-    for along in SAMPLES:
-        parts = [read for window in spread(pair.grid.shape, along, SAMPLE_PX) if (read := pair.read_usable(window))]
-        if parts:
-            break
-    else:
+    parts, _ = sampled(pair.grid.shape, pair.read_usable, SAMPLES, SAMPLE_PX)
+    if not parts:
         return optical, sar
-    samples = [np.concatenate([part[date][:, part[2]] for part in parts], axis=1)[..., None] for date in (0, 1)]
-    return _scale_to(samples[0], "optical", optical, how), _scale_to(samples[1], "sar", sar, how)
+    values = [np.concatenate([part[date][:, part[2]] for part in parts], axis=1)[..., None] for date in (0, 1)]
+    return _scale_to(values[0], "optical", optical, how), _scale_to(values[1], "sar", sar, how)
 
 
 def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> Modality:

@@ -174,18 +174,22 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     from hetecd.align import choose_move
     from hetecd.grids import GridChoice
     from hetecd.ground import pixel_m
+    from hetecd.inspection import doubts
     from hetecd.pair import open_pair
     from hetecd.predict import predict_scene
     from hetecd.results import About, warnings_heard
     from hetecd.scaling import scale_to_pair
 
     network, info, before_is, threshold, windows, batch = _settle(args, opened)
+    doubted = doubts(args.before, args.after, before_is)
     choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
         heard: list[str] = []
         with warnings_heard(heard.append):
+            for doubt in doubted:
+                log.warning(doubt)
             if said := info.unlike_pixels(pixel_m(pair.grid)):
                 log.warning("; ".join(said))
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)

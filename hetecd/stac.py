@@ -26,6 +26,7 @@ MEDIA = {
     ".tif": "image/tiff; application=geotiff", ".tiff": "image/tiff; application=geotiff",
 }  # fmt: skip
 FRAMEWORKS = {".safetensors": "PyTorch", ".onnx": "ONNX", ".xml": "OpenVINO"}
+ARTIFACTS = {".onnx": "onnx.save_model", ".xml": "openvino.save_model"}  # what wrote the weights
 CLASSES = [
     {"value": 0, "name": "unchanged"},
     {"value": 1, "name": "changed", "color_hint": "D7191C"},
@@ -177,7 +178,9 @@ def _assets(folder: Path, summary: Mapping[str, Any], polygons: Path) -> dict[st
             assets[date]["type"] = media
     if weights := summary["weights"]:
         href = weights.get("path", weights["name"])
-        assets["model"] = {"href": href, "roles": ["mlm:model"], **_checksum(weights["sha256"])}
+        kind = ARTIFACTS.get(Path(weights["name"]).suffix.lower(), "safetensors.torch.save_file")
+        assets["model"] = {"href": href, "roles": ["mlm:model"], "mlm:artifact_type": kind}
+        assets["model"] |= _checksum(weights["sha256"])
     return assets
 
 

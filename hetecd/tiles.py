@@ -5,9 +5,10 @@ a strip, strips are joined downwards. Either way a new value replaces the old on
 all windows agree on a pixel the blend is that value to the last bit, which a weighted sum would not give.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ BLOCK_PX = 512  # edge of the tiles of a COG; blocks of a scene are this high an
 PANEL_PX = 16384  # width of a panel, at the most
 ROWS = 64  # that are blended at a time
 BLEND_PX = 64  # width over which neighbouring windows are blended, at the most
+ENOUGH = 0.25  # share of the windows of a sample that show something, from which it is one of the whole scene
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,48 @@ def spread(shape: tuple[int, int], along: int, edge_px: int) -> list[Window]:
         for size in shape
     )
     return [Window(row, col, height, width) for row, height in rows for col, width in cols]
+
+
+def sampled(
+    shape: tuple[int, int], look: Callable[[Window], Seen | None], along: int, edge_px: int
+) -> tuple[list[Seen], Window]:
+    """What is seen in windows spread over a scene or, where few of them show anything, over the part where some do.
+
+    Args:
+        shape: (height, width) of the scene.
+        look: None where a window shows nothing.
+        along: windows along either axis; where none shows anything, a net of four times as many is tried, and of more.
+        edge_px: of a window.
+
+    Returns:
+        What was seen, and the part of the scene around it; all of it where nothing was.
+    """
+    part = Window(0, 0, *shape)
+    while True:
+        most = -(-max(part.height, part.width) // edge_px)  # cover it
+        for net in (along, min(4 * along, most), min(16 * along, most)):
+            windows = [
+                Window(part.row + w.row, part.col + w.col, w.height, w.width)
+                for w in spread((part.height, part.width), net, edge_px)
+            ]
+            found = [(window, seen) for window in windows if (seen := look(window)) is not None]
+            if found or net >= most:
+                break
+        closer = _around([window for window, _ in found], part, net) if found else part
+        enough = len(found) >= ENOUGH * len(windows)
+        if not found or enough or 2 * closer.height * closer.width > part.height * part.width:
+            return [seen for _, seen in found], closer
+        part = closer
+
+
+def _around(windows: Sequence[Window], part: Window, along: int) -> Window:
+    """What lies around some of the windows spread over a part of a scene, up to where the next ones stand."""
+    rows, cols = (-(-size // along) for size in (part.height, part.width))
+    top = max(part.row, min(w.row for w in windows) - rows)
+    left = max(part.col, min(w.col for w in windows) - cols)
+    bottom = min(part.row + part.height, max(w.row + w.height for w in windows) + rows)
+    right = min(part.col + part.width, max(w.col + w.width for w in windows) + cols)
+    return Window(top, left, bottom - top, right - left)
 
 
 def window_rows(

@@ -166,11 +166,10 @@ def test_within_bounds_the_optical_image_is_not_resampled(tmp_path):
 # --- area of interest ------------------------------------------------------------------------------------------------
 
 
-def polygons(path, shapes, crs=UTM):
+def polygons(path, shapes, crs=UTM, kind="Unknown", **layer):
     with warnings.catch_warnings(action="ignore"):  # of pyogrio, about no CRS
-        pyogrio.raw.write(
-            path, shapely.to_wkb(np.array(shapes)), [], [], geometry_type="Unknown", crs=crs.to_wkt() if crs else None
-        )
+        wkt = crs.to_wkt() if crs else None
+        pyogrio.raw.write(path, shapely.to_wkb(np.array(shapes)), [], [], geometry_type=kind, crs=wkt, **layer)
     return path
 
 
@@ -283,6 +282,15 @@ def test_a_geojson_is_in_degrees(tmp_path):
     grid = chosen(aoi=tmp_path / "aoi.geojson")
     assert abs(grid.height - 100) <= 1
     assert abs(grid.width - 100) <= 1
+
+
+def test_of_several_layers_the_one_of_polygons_counts(tmp_path):
+    path, field = tmp_path / "aoi.gpkg", shapely.box(500_500, 5_004_000, 501_500, 5_004_500)
+    polygons(path, [shapely.Point(500_500, 5_004_500)], kind="Point", layer="sites")
+    polygons(path, [field], kind="Polygon", layer="fields", append=True)
+    assert chosen(aoi=path) == chosen(aoi=polygons(tmp_path / "alone.gpkg", [field]))
+    polygons(path, [shapely.box(0, 0, 1, 1)], kind="MultiPolygon", layer="towns", append=True)
+    assert "fields, towns" in refused("found several layers", aoi=path)
 
 
 def test_areas_that_cannot_be(tmp_path):

@@ -274,6 +274,39 @@ def test_the_command(good, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "hetecd predict would fail"
 
 
+def test_islands_in_a_large_scene_are_found(good, tmp_path):
+    """And compared as they are where they fill the scene."""
+    files = []
+    for path, grid in zip(good, (OPTICAL, SAR), strict=True):
+        with rasterio.open(path) as dataset:
+            image = dataset.read()
+        files.append(tmp_path / f"wide_{path.name}")
+        wide = {"transform": grid.transform @ Affine.translation(-5300, -7700), "width": 14_000, "height": 14_000}
+        wide |= {"count": len(image), "dtype": image.dtype, "crs": grid.crs, "nodata": 0, "sparse_ok": True}
+        with rasterio.open(files[-1], "w", driver="GTiff", tiled=True, **wide) as dataset:
+            dataset.write(image, window=((7700, 7700 + grid.height), (5300, 5300 + grid.width)))
+    report, alone = look(*files), look(*good)
+    assert report["problems"] == []
+    assert report["before"]["invalid"] > 0.98
+    for name in ("before", "after"):
+        assert report[name]["scale"] == alone[name]["scale"]
+        assert report[name]["values"][0]["median"] == pytest.approx(alone[name]["values"][0]["median"], rel=0.1)
+    assert report["alignment"]["inlier_ratio"] > 0.8
+    assert report["alignment"]["tiles"] >= 5
+
+
+def test_predict_says_what_names_tell_and_refuses_one_image_twice(decided, mapped, tmp_path, caplog, capsys):
+    names = "after_20240105.tif", "before_20240101.tif"
+    for name, file in zip(names, ("optical.tif", "sar.tif"), strict=True):
+        (tmp_path / name).write_bytes((mapped.parent / file).read_bytes())
+    words = ["--weights", str(decided), "-o", str(tmp_path / "out")]
+    assert cli.main(["predict", *(str(tmp_path / name) for name in names), *words]) == 0
+    assert "is of 2024-01-05, which is after 2024-01-01" in caplog.text
+    assert "2024-01-05" in json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"][0]
+    assert cli.main(["predict", *([str(tmp_path / names[0])] * 2), *words, "--redo"]) == 1
+    assert "after_20240105.tif: is the other image, too; name the other date" in capsys.readouterr().err
+
+
 def test_tiles_are_looked_at_as_they_are_mapped(decided, tiles, tmp_path, capsys):
     """One by one, without alignment, in the range of training; what would be refused is refused here too."""
     words = [*(str(tiles / "test" / name) for name in "AB"), "--weights", str(decided)]

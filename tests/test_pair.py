@@ -157,9 +157,11 @@ def marked(tmp_path, how):
         if both:  # a part is marked by the value alone
             image[:, 200:260, 290:330] = 7
             hole[200:260, 290:330] = False
-        bands = np.concatenate([image, np.where(hole, 0, 65535)[None]]) if alpha else image
+        dtype = how.split()[1] if alpha and not both else "uint16"
+        opaque = {"uint16": 65535, "float32": 0.4}.get(dtype, 255)
+        bands = np.concatenate([image, np.where(hole, 0, opaque)[None]]) if alpha else image
         profile = {"driver": "GTiff", "count": len(bands), "height": SAR.height, "width": SAR.width, "crs": SAR.crs}
-        profile |= {"dtype": "uint16" if alpha else "float32", "alpha": "yes" if alpha else "no"}
+        profile |= {"dtype": dtype if alpha else "float32", "alpha": "yes" if alpha else "no"}
         profile |= {"nodata": 7} if both else {}
         with (
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how.split()[-1] != "beside"),
@@ -179,7 +181,9 @@ WAYS = [
     "value and nan",
     "mask",
     "mask beside",
-    "alpha",
+    "alpha uint16",
+    "alpha int16",
+    "alpha float32",
     "mask and value",
     "alpha and value",
 ]

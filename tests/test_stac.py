@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import shapely
 from pystac.extensions.file import FileExtension
-from pystac.extensions.mlm import MLMExtension
+from pystac.extensions.mlm import AssetGeneralMLMExtension, MLMExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.validation import validate_dict
 from rasterio.crs import CRS
@@ -87,6 +87,7 @@ def test_the_model_in_it(tmp_path, weights):
     (output,) = model.output
     assert [entry.value for entry in output.classes] == [0, 1]
     assert model.hyperparameters.to_dict()["tta"] is True
+    assert AssetGeneralMLMExtension.ext(item.assets["model"]).artifact_type == "safetensors.torch.save_file"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hetecd.tiles import (
     blend_weights,
     blocks,
     panels,
+    sampled,
     shares,
     starts,
     window_rows,
@@ -238,3 +239,33 @@ def test_stitcher_refuses_foreign_windows():
     for row in (0, 57):
         with pytest.raises(ValueError, match="leaves out rows"):
             stitcher.advance(row)
+
+
+@pytest.mark.parametrize(("row", "col", "edge"), [(0, 0, 9000), (6000, 7100, 700), (100, 8900, 100), (3, 5, 0)])
+def test_a_sample_is_of_where_there_is_something(row, col, edge):
+    """In a scene of 9000 px; nothing at all in the last case."""
+    looked = []
+
+    def look(window):
+        looked.append(window)
+        inside = [
+            min(at + edge, first + size) - max(at, first)
+            for at, first, size in ((row, window.row, window.height), (col, window.col, window.width))
+        ]
+        return window if edge and min(inside) > 0 else None
+
+    seen, around = sampled((9000, 9000), look, 6, 128)
+    assert len(set(looked)) < 6**2 + 24**2 + 71**2 + 3 * 6**2
+    if not edge:
+        assert (seen, around) == ([], Window(0, 0, 9000, 9000))
+        return
+    assert len(seen) >= 8
+    assert around.row <= row <= row + edge <= around.row + around.height
+    assert around.col <= col <= col + edge <= around.col + around.width
+    assert edge == 9000 or max(around.height, around.width) < edge + 600
+
+
+def test_no_sample_looks_more_often_than_there_are_pixels_to_see():
+    looked = []
+    assert sampled((300, 300), looked.append, 6, 128)[0] == []
+    assert len(looked) == 36
