@@ -14,12 +14,13 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from hetecd.errors import OutputError
 from hetecd.files import replacing
-from hetecd.raster import Grid, writing_gdal
+from hetecd.raster import Grid, one_line, writing_gdal
 from hetecd.tiles import BLOCK_PX, Window
 
 COG_PER_PART = 1.7  # bytes of disk while a COG is made: itself, and its overviews once more beside it
@@ -50,10 +51,15 @@ def read_part(path: Path) -> NDArray[Any]:
     Raises:
         OutputError: it is gone or damaged.
     """
-    with writing_gdal(path), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            return dataset.read(1)
+        try:
+            with rasterio.open(path) as dataset:
+                return dataset.read(1)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise OutputError(
+                f"{path}: cannot read this finished part ({one_line(error)}); do the scene again with --redo"
+            ) from error
 
 
 def write_cog(

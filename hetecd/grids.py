@@ -138,6 +138,8 @@ def _pixels(first: Place, choice: GridChoice) -> Grid:
         scale = Affine.scale(choice.resolution / wide, choice.resolution / high)
         return Grid(first.crs, first.transform @ scale, 1, 1)
     crs = CRS.from_user_input(choice.crs) if choice.crs else metric_crs(first)
+    if not (crs.is_geographic or crs.is_projected):
+        raise InputError(f"crs: found {choice.crs}, which is none of a map, expected one such as EPSG:32633")
     # Three digits: scenes side by side get one and the same pixel size.
     edge = choice.resolution or float(f"{pixel_size(first, crs):.3g}")
     return Grid(crs, Affine.scale(edge, -edge), 1, 1)

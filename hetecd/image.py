@@ -210,11 +210,14 @@ def granule_files(folder: Path | str) -> list[Path]:
     """Images in a folder, by name, products being one each; InputError where there are none."""
     if is_product(folder):
         return [Path(folder)]
-    names = sorted(
-        path
-        for path in Path(folder).iterdir()
-        if not path.name.startswith(".") and (path.suffix.lower() in GRANULES or is_product(path))
-    )
+    try:
+        names = sorted(
+            path
+            for path in Path(folder).iterdir()
+            if not path.name.startswith(".") and (path.suffix.lower() in GRANULES or is_product(path))
+        )
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
     if not names:
         raise InputError(
             f"{folder}: found no image, expected granules ({', '.join(GRANULES)}) or a Sentinel product; check the path"

@@ -26,7 +26,7 @@ from hetecd.info import ModelInfo
 from hetecd.modality import EIGHT_BIT, Floats, Modality, Windows, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
-from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_name, crs_text, data_bands, day_of
+from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_text, data_bands, day_of
 from hetecd.scaling import Scaling
 from hetecd.stream import check_windows
 from hetecd.tiles import Window, sampled, spread, starts
@@ -172,6 +172,7 @@ def _side(
         "pixel_m": _finite(pixel_m(own)),
         "bounds_wgs84": bounds_wgs84(own),
         "nodata": _nodata(granule),
+        "rescaled": _rescaled(granule),
         "invalid": invalid,
     }
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
@@ -218,6 +219,12 @@ def _nodata(granule: Granule) -> str:
     return ", ".join(ways) or "not declared"
 
 
+def _rescaled(granule: Granule) -> str | None:
+    """Scale and offset by which stored values become physical ones, if any are declared."""
+    scale, offset = granule.dataset.scales[0], granule.dataset.offsets[0]
+    return None if (scale, offset) == (1, 0) else f"scale {scale:g} and offset {offset:g}"
+
+
 def _words(granule: Granule, role: Role) -> set[str]:
     """What in the name of a file and of its bands speaks for a modality."""
     dataset = granule.dataset
@@ -253,6 +260,12 @@ def _check_values(
             problems,
             f"{side['path']}: {blank:.0%} of the pixels are 0 in every band but no nodata is declared, so they count",
             f"if they are empty, declare it: rio edit-info --nodata 0 {side['path']}",
+        )
+    if side["rescaled"]:
+        _note(
+            problems,
+            f"{side['path']}: declares {side['rescaled']}, which is not applied: values count as they are stored",
+            "unscale it where the weights know the physical values (gdal_translate -unscale -ot Float32)",
         )
     if len(sample) != modality.channels:
         return
@@ -414,71 +427,11 @@ def _measure_shift(open_moved: OpenMoved, limit_px: int, problems: Problems) -> 
         _note(
             problems,
             f"pair: the images hardly show the same structures ({found.inlier_ratio:.0%} of {found.tiles} tiles agree)",
-            "check that both show the same place; where they do, the shift between them stays unknown",
+            "check that both show the same place; where they do, as in small scenes and such of little structure, the "
+            "shift between them stays unknown",
         )
     return found.summary()
 
 
 def _finite(edges: tuple[float, float]) -> list[float] | None:
     return list(edges) if all(map(np.isfinite, edges)) else None
-
-
-# --- in words --------------------------------------------------------------------------------------------------------
-
-
-def in_words(report: dict[str, Any]) -> str:
-    """What :func:`inspect_pair` found, as lines for people."""
-    lines = [f"{report['tiles']} tiles, each mapped by itself; of the first"] if report.get("tiles") else []
-    for name in ("before", "after"):
-        if side := report[name]:
-            lines += [f"{name}: {side['path']}, {side['is']}", *_side_in_words(side)]
-    if grid := report["grid"]:
-        lines.append("map")
-        lines.append(f"  grid      {_size(grid)}, pixels of {_metres(grid['pixel_m'])}, {_crs(grid)}")
-        if report["valid"] is not None:
-            lines.append(f"  overlap   {report['overlap']:.1%} of it, of which {report['valid']:.1%} is valid in both")
-        if report["windows"]:
-            lines.append(f"  windows   {report['windows']}")
-        if shift := report["alignment"]:
-            known = shift["inlier_ratio"] >= AGREE[1]
-            x, y = shift["shift_px"]
-            found = (
-                f"SAR {x:+.1f} px right, {y:+.1f} px down, {shift['inlier_ratio']:.0%} of {shift['tiles']} tiles agree"
-            )
-            lines.append(f"  shift     {found if known else 'unknown'}; {shift['note']}")
-    for problem in report["problems"]:
-        text = "; ".join(filter(None, (problem["found"], problem["remedy"])))
-        lines.append(f"{'error' if problem['fatal'] else 'warning'}: {text}")
-    lines.append("hetecd predict would work" if report["usable"] else "hetecd predict would fail")
-    return "\n".join(lines)
-
-
-def _crs(found: Side) -> str:
-    return crs_name(found["crs"]) if found["crs"] else "no CRS"
-
-
-def _side_in_words(side: Side) -> Iterator[str]:
-    granules = f"{side['granules']} granules, " if side["granules"] > 1 else ""
-    yield f"  size      {granules}{_size(side)}, {side['bands']} x {side['dtype']}"
-    yield f"  place     {_crs(side)} by {side['placed_by']}, pixels of {_metres(side['pixel_m'])}"
-    if side["bounds_wgs84"]:
-        west, south, east, north = side["bounds_wgs84"]
-        yield f"  degrees   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north"
-    yield f"  nodata    {side['nodata']}, {side['invalid']:.1%} of the pixels invalid"
-    ranges = "; ".join(f"{_band(side, v['band'])}: {v['low']:.4g} to {v['high']:.4g}" for v in side["values"])
-    yield f"  values    {side['scale']}, {ranges}"
-    if side["date"]:
-        yield f"  date      {side['date']}"
-
-
-def _band(side: Side, number: int) -> str:
-    name = side["band_names"][number - 1]
-    return f"band {number} ({name})" if name else f"band {number}"
-
-
-def _size(of: dict[str, Any]) -> str:
-    return f"{of['height']} x {of['width']} px"
-
-
-def _metres(edges: list[float] | None) -> str:
-    return "unknown size" if edges is None else f"{edges[0]:.4g} x {edges[1]:.4g} m"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hetecd.cog import read_part, write_cog
 from hetecd.config import IGNORE, Role
-from hetecd.errors import InputError
+from hetecd.errors import InputError, OutputError
 from hetecd.files import publish, staging, writing
 from hetecd.flow import behind
 from hetecd.folders import TileFiles
@@ -166,6 +166,18 @@ def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -
         return None
     log.info("%s: finished already; --redo does it again", out_dir)
     return _summary(found, outputs, Tally(), started)
+
+
+def check_outputs(out_dir: Path | str, polygons: PolygonSettings) -> None:
+    """OutputError where results could not be written; before there are any."""
+    there = next(path for path in (Path(out_dir), *Path(out_dir).absolute().parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{there}: found no folder that may be written to, expected one; choose another for the results"
+        )
+    for path in _outputs(Path(out_dir), polygons):
+        if path.is_dir():
+            raise OutputError(f"{path}: found a folder in place of a result, expected a file or none; move it away")
 
 
 def _outputs(out_dir: Path, polygons: PolygonSettings) -> tuple[Path, ...]:

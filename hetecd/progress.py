@@ -31,7 +31,7 @@ class Progress:
         self._started = self._told = time.monotonic()
         self._bar = tqdm(
             total=round(self._total_mpx, 3), disable=not (show and self._is_terminal),
-            bar_format="{percentage:3.0f} % |{bar}| {n:.1f} of {total:.1f} Mpx, {postfix} [{elapsed}<{remaining}]",
+            bar_format="{percentage:3.0f} % |{bar}| {n:.1f} of {total:.1f} Mpx{postfix} [{elapsed}<{remaining}]",
         )  # fmt: skip
 
     def __enter__(self) -> "Progress":

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from hetecd.config import Role
 from hetecd.errors import ConfigError, InputError, UsageError
@@ -46,7 +46,8 @@ def inspect(args: Namespace) -> int:
     from hetecd.folders import match_tiles
     from hetecd.grids import GridChoice
     from hetecd.image import are_tiles
-    from hetecd.inspection import in_words, inspect_pair
+    from hetecd.inspection import inspect_pair
+    from hetecd.wording import in_words
 
     network = open_network(args.weights, args.runtime, args.device, args.precision)
     info = network.info.reading(args.optical_bands, args.sar_bands)
@@ -98,7 +99,13 @@ def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     checker = ArgumentParser(exit_on_error=False)
     predict_arguments(checker)
     cells = {key: _cell(key, text, args[key]) for key, text in row.items()}
-    return checker.parse_object({**vars(args), **cells, "pairs": None})
+    try:
+        return checker.parse_object({**vars(args), **cells, "pairs": None})
+    except ArgumentError as error:
+        key = next((key for key in row if f'"{key}"' in str(error)), "flag")
+        raise InputError(
+            f"{key}: found {row.get(key)!r} in the table, expected what the flag takes; see --help"
+        ) from error
 
 
 def _cell(key: str, text: str, given: Any) -> Any:
@@ -106,9 +113,13 @@ def _cell(key: str, text: str, given: Any) -> Any:
     if key in LISTS:
         kind = float if key == "bounds" else int
         try:
-            return [kind(number) for number in text.strip("[]").replace(",", " ").split()]
-        except ValueError as error:
-            raise InputError(f"{key}: found {text!r} in the table, expected numbers with blanks between") from error
+            numbers = [kind(number) for number in text.strip("[]").replace(",", " ").split()]
+        except ValueError:
+            numbers = []
+        if not numbers or (key == "bounds" and len(numbers) != 4):
+            many = "four numbers" if key == "bounds" else "numbers"
+            raise InputError(f"{key}: found {text!r} in the table, expected {many} with blanks between")
+        return numbers
     if not isinstance(given, bool):
         return text
     if text.lower() not in YES_NO:
@@ -154,7 +165,7 @@ def _refuse_for_tiles(args: Namespace) -> None:
 
 
 def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
-    from hetecd.predict import finished_scene
+    from hetecd.predict import check_outputs, finished_scene
     from hetecd.sources import files_beside, request_of
     from hetecd.vector import PolygonSettings
 
@@ -164,6 +175,7 @@ def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
     asked = request_of(settings, [args.before, args.after], files)
     summary = None if args.redo else finished_scene(args.out, asked, polygons)
     if summary is None:
+        check_outputs(args.out, polygons)
         summary = _map_scene(args, opened, asked, polygons)
     area = "" if math.isnan(summary.changed_area_m2) else f", {summary.changed_area_m2 / 1e4:.1f} ha"
     changed = f"{summary.changed_pixels} of {summary.valid_pixels} valid pixels changed"

@@ -148,7 +148,7 @@ class Work:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if entry is None:  # cut off while it was written
+            if not isinstance(entry, dict) or (number == 0 and "made_from" not in entry):  # cut off as it was written
                 break
             size += len(line)
             if number == 0:

@@ -153,6 +153,19 @@ def test_cells_are_read_as_the_flags_of_their_columns():
     assert read.bounds == [-1e5, 0, 1, 2.5]
 
 
+@pytest.mark.parametrize(
+    ("key", "cell", "expected"),
+    [
+        ("bounds", "1 2 3", "four numbers"), ("sar_bands", "VV", "numbers"), ("tta", "maybe", "one of true, false"),
+        ("tile", "wide", "what the flag takes"), ("scaling", "own", "what the flag takes"),
+    ],
+)  # fmt: skip
+def test_cells_that_say_nothing(key, cell, expected):
+    given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o"])
+    with pytest.raises(InputError, match=f"^{key}: found '{cell}' in the table, expected {expected}"):
+        _with_row(given, {"before": "a", "after": "b", "out": "o/b", key: cell})
+
+
 def predict_parser():
     parser = ArgumentParser(exit_on_error=False)
     predict_arguments(parser)

@@ -305,8 +305,12 @@ def test_bad_checkpoints_and_places(
     said = _error(capsys, "predict", *pair, "-o", tmp_path / "out", "--weights", foreign)
     assert "not a .safetensors file" in said
     (tmp_path / "file").touch()
-    said = _error(capsys, "predict", *pair, "-o", tmp_path / "file" / "out", "--weights", checkpoint)
-    assert "cannot write" in said
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        said = _error(capsys, "predict", *pair, "-o", out, "--weights", checkpoint)
+        assert f"{tmp_path / 'file'}: found no folder that may be written to" in said
+    (tmp_path / "map" / "change.tif").mkdir(parents=True)
+    said = _error(capsys, "predict", *pair, "-o", tmp_path / "map", "--weights", checkpoint)
+    assert "change.tif: found a folder in place of a result" in said
     said = _error(capsys, "evaluate", checkpoint, "--data", tiles, "--split", "nonsense")
     assert "nonsense" in said
     for device in ("cuda:99", "toaster"):

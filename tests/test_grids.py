@@ -107,6 +107,8 @@ def test_what_cannot_be(tmp_path):
     refused("found 1e-09 metre, which makes the image 3e.12 x 4e.12 px", resolution=1e-9)
     refused("cannot be brought to EPSG:99999999", crs="EPSG:99999999")
     refused("cannot be brought to nonsense", crs="nonsense")
+    for vertical_or_geocentric in ("EPSG:5773", "EPSG:4978"):
+        refused("which is none of a map", crs=vertical_or_geocentric)
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), crs="EPSG:4326")
     assert chosen(AFAR, crs="EPSG:3832").width == pytest.approx(AFAR.width, rel=0.1)
     refused("both sides of the antimeridian", AFAR, crs="EPSG:4326")

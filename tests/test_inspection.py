@@ -16,9 +16,10 @@ from hetecd.config import ModelConfig
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice
 from hetecd.info import ModelInfo
-from hetecd.inspection import in_words, inspect_pair
+from hetecd.inspection import inspect_pair
 from hetecd.modality import Modality, Windows, uint8_modality
 from hetecd.raster import Grid
+from hetecd.wording import in_words
 
 LINEAR = Modality((1,), (-25.0,), (0.0,), db=True, unit="linear power", gsd_m=10.0)
 INFO = ModelInfo(ModelConfig(optical_channels=3, sar_channels=1), uint8_modality((1, 2, 3)), LINEAR)
@@ -272,6 +273,12 @@ def test_the_command(good, tmp_path, capsys):
     assert any("values are unlike" in item["found"] for item in report["problems"])
     assert cli.main(["inspect", str(good[0]), str(tmp_path / "nowhere.tif")]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "hetecd predict would fail"
+
+
+def test_a_scale_that_is_declared_is_not_applied(good):
+    with rasterio.open(good[0], "r+") as dataset:
+        dataset.scales = [1e-4] * 3
+    problem(look(*good), "declares scale 0.0001 and offset 0, which is not applied", "-unscale", fatal=False)
 
 
 def test_islands_in_a_large_scene_are_found(good, tmp_path):

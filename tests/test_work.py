@@ -58,7 +58,7 @@ def test_a_line_cut_off_does_not_count(tmp_path, tail):
     assert cut_off(tmp_path, []) == {block.window for block in BLOCKS}
 
 
-@pytest.mark.parametrize("content", ["", '{"made_fr', "rubbish\n"])
+@pytest.mark.parametrize("content", ["", '{"made_fr', "rubbish\n", "[1, 2]\n", '{"batch": 1}\n'])
 def test_a_journal_that_never_began(tmp_path, content):
     (tmp_path / FOLDER / ".hetecd-left").mkdir(parents=True)
     (tmp_path / FOLDER / "journal").write_text(content)
