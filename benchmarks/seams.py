@@ -19,7 +19,7 @@ from hetecd.synth import write_pair
 
 PLANS = ((256, 0), (256, 64), (512, 128), (512, 256), (768, 384), (1024, 512), (1536, 448), (1536, 512))
 BORDER_PX = 32
-BANDS = ("3", "4", "2")  # of blue, green, red, near infrared: what the weights that come along read
+BANDS = ["3", "4", "2"]  # of blue, green, red, near infrared: what the weights that come along read
 
 
 def main() -> None:
@@ -28,15 +28,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=805, help="of the scene")
     parser.add_argument("--size", type=int, default=2624, help="its edge, px; a multiple of 32")
     parser.add_argument("--weights", help="checkpoint or graph; default: those that come with hetecd")
-    parser.add_argument(
-        "--optical-bands", nargs="+", default=BANDS, help="what they read of blue, green, red, infrared"
-    )
+    parser.add_argument("--optical-bands", nargs="+", default=[], help="default: 3 4 2 with those, else as they say")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = write_pair(folder, args.seed, args.size, args.size, "flood")[:2]
-        flags = ["--optical-bands", *args.optical_bands, "--align", "off", "--redo", "--batch", "1"]
+        bands = args.optical_bands or ([] if args.weights else BANDS)
+        flags = ["--optical-bands", *bands] if bands else []
         flags += ["--weights", args.weights] if args.weights else []
+        flags += ["--align", "off", "--redo", "--batch", "1"]
 
         def mapped(tile_px: int, overlap_px: int) -> tuple[Floats, float]:
             out = folder / "map"

@@ -6,7 +6,7 @@ with the SAR image read anew where that motion puts it. A motion is a shift, or 
 where the tiles clearly ask for one. Nothing is moved unless enough tiles agree; the result says why.
 
 The motion goes into the warp by which the SAR image is read (``open_pair(..., sar_move=...)``): it is resampled once.
-Memory and time depend on the number of tiles, not on the size of the scene.
+Memory and time depend on the number of tiles, not on the size of the scene, unless data has to be searched for.
 """
 
 import cmath
@@ -38,6 +38,9 @@ log = logging.getLogger("hetecd")
 TILES = 48  # at most
 TILE_PX = (96, 256)  # edge of a tile: a fifth of the scene, within these
 LATTICE = 16  # places of tiles per axis, at most
+SEARCH = 6  # windows per axis that look for data where these places miss it
+FEW = 12  # tiles, below which those around each window that shows data are better
+ISLAND_PX = 1024  # edge of what is looked at around one
 LIMIT_PX = 128  # largest displacement searched unless told otherwise
 COARSE = 2  # pixels to one in the first look
 FINE_PX = (16, 8)  # displacement that may be left over, in the second and in the third look
@@ -267,14 +270,23 @@ def _result(plane: _Plane, motion: _Motion, ratio: float, tiles: int, note: str,
 
 
 def _choose_tiles(pair: Pair) -> list[Window]:
-    """Tiles spread over the scene, or over the part that both images show, whose middle is valid in both."""
+    """Tiles spread over the scene, or over what both images show of it, whose middle is valid in both."""
     height, width = pair.grid.shape
     chosen = _tiles_in(pair, Window(0, 0, height, width))
-    if len(chosen) < TILES and max(height, width) > LATTICE * TILE_PX[1]:  # places lie apart
-        closer = sampled(pair.grid.shape, pair.read_usable, LATTICE // 2, TILE_PX[0])[1]
-        if closer != Window(0, 0, height, width):
-            return _tiles_in(pair, closer)
+    if len(chosen) == TILES or max(height, width) <= LATTICE * TILE_PX[1]:  # places lie side by side
+        return chosen
+    seen, part = sampled(pair.grid.shape, lambda w: w if pair.read_usable(w) else None, SEARCH, TILE_PX[0])
+    chosen = max(chosen, _tiles_in(pair, part), key=len)
+    if len(chosen) < FEW:  # islands far apart
+        islands = [_tiles_in(pair, _island(window, pair.grid)) for window in seen[:FEW]]
+        chosen = max(chosen, [tile for tiles in islands for tile in tiles[: TILES // len(islands)]], key=len)
     return chosen
+
+
+def _island(window: Window, grid: Grid) -> Window:
+    """A window and what lies around it."""
+    top, left = max(0, window.row - ISLAND_PX // 2), max(0, window.col - ISLAND_PX // 2)
+    return Window(top, left, min(ISLAND_PX, grid.height - top), min(ISLAND_PX, grid.width - left))
 
 
 def _tiles_in(pair: Pair, part: Window) -> list[Window]:

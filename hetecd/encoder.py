@@ -5,14 +5,13 @@ linear layers and norms read contiguous channels and a convolution sees the very
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Linear, attend, conv_gelu
+from hetecd.ops import Linear, attend, conv_gelu, traced
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Attention(nn.Module):
     def _near(self, q: Tensor, k: Tensor, v: Tensor, H: int, W: int, dropout: float) -> Tensor:
         """Three of (B, heads, H * W, c) -> (B, heads, H * W, c)."""
         reach = self.reach
-        if torch.jit.is_tracing():
+        if traced():
             return _near_in_blocks(q, k, v, H, W, reach)
         q, k, v = (x.unflatten(2, (H, W)) for x in (q, k, v))
         rows, cols = torch.arange(H, device=q.device), torch.arange(W, device=q.device)
@@ -121,13 +120,15 @@ def _near_in_blocks(q: Tensor, k: Tensor, v: Tensor, H: int, W: int, reach: int)
         starts = itertools.product((0, reach, 2 * reach), repeat=2)
         return torch.cat([blocks(x[:, :, i : i + rows, j : j + cols]) for i, j in starts], 3)
 
-    numbers = [torch.arange(edge, dtype=torch.float32, device=q.device) for edge in (rows, cols)]
-    place = torch.stack(torch.meshgrid(numbers, indexing="ij"), -1)[None, None]  # (1, 1, rows, cols, 2)
-    own, near = blocks(place), neighbours(F.pad(place[:, :, :H, :W], around, value=-math.inf))
-    seen = [(own[..., None, i] - near[..., None, :, i]).abs() <= reach for i in (0, 1)]
+    # Within a block and its neighbours all pairs lie alike; beyond the image there is nothing to see. No pixel is
+    # blind, as those beyond it are in a block with some of it.
+    number = torch.arange(3 * reach, device=q.device)
+    near = (number[reach : 2 * reach, None] - number).abs() <= reach  # (reach, 3 * reach) of rows, and of columns
+    near = (near.view(reach, 1, 3, 1, reach, 1) & near.view(1, reach, 1, 3, 1, reach)).reshape(reach**2, 9 * reach**2)
+    inside = neighbours(F.pad(q.new_ones(1, 1, H, W, 1), around))[..., 0].unsqueeze(-2) > 0  # (1, blocks, 1, 1, 9 ...)
     query = blocks(F.pad(q, (0, 0, 0, right, 0, lower)))
     key, value = (neighbours(F.pad(x, around)) for x in (k, v))
-    x = attend(query, key, value, seen=seen[0] & seen[1])
+    x = attend(query, key, value, seen=near & inside)
     x = x.unflatten(3, (reach, reach)).unflatten(1, (rows // reach, cols // reach)).permute(0, 3, 1, 4, 2, 5, 6)
     return x.reshape(-1, heads, rows, cols, c)[:, :, :H, :W].flatten(2, 3)
 

@@ -242,9 +242,9 @@ def _polygons(path: Path | str, image: Grid, pixels: Grid) -> NDArray[Any]:
 
 
 def _read_polygons(path: Path | str) -> tuple[CRS, NDArray[Any]]:
-    """CRS and polygons of a file, of its only layer that may hold any."""
+    """CRS and polygons of a file: of its layer of polygons or, where no layer says that it is one, of the first."""
     try:
-        layers = [name for name, kind in pyogrio.list_layers(path) if kind and ("Polygon" in kind or kind == "Unknown")]
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind and "Polygon" in kind]
         if len(layers) > 1:
             raise InputError(
                 f"{path}: found several layers ({some(layers)}), expected one of polygons; keep one "
@@ -252,7 +252,7 @@ def _read_polygons(path: Path | str) -> tuple[CRS, NDArray[Any]]:
             )
         about, _, shapes, _ = pyogrio.raw.read(path, layer=(layers or [0])[0], columns=[], force_2d=True)
         crs = CRS.from_user_input(about["crs"]) if about["crs"] else None
-        polygons = shapely.from_wkb([shape for shape in shapes if shape is not None])
+        polygons = shapely.from_wkb([] if shapes is None else [shape for shape in shapes if shape is not None])
     except (
         pyogrio.errors.DataSourceError,
         pyogrio.errors.DataLayerError,

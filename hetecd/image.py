@@ -383,7 +383,7 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     ]
     source = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
     flags = {flag for number in numbers for flag in dataset.mask_flag_enums[number - 1]}
-    # GDAL takes no alpha for the mask that stands beside a nodata value, or is of other than 8 or 16 bits.
+    # GDAL takes no alpha for the mask that stands beside a nodata value, or is neither uint8 nor uint16.
     unheeded = bool(alpha and mask and MaskFlags.alpha not in flags)
     if unheeded:
         source = _masked_by(dataset, source, alpha)
@@ -414,8 +414,8 @@ def _masked_by(dataset: Any, source: str, alpha: int) -> str:
         ]
     lines += [
         '<MaskBand><VRTRasterBand dataType="Byte">',
-        # All that is not 0 is valid, also what would be rounded to it.
-        f"<ComplexSource>{vrt.source(source, alpha)}<ScaleRatio>255</ScaleRatio></ComplexSource></VRTRasterBand>",
-        "</MaskBand>",
+        # 255 wherever it is not 0, also where it is negative or would be rounded to 0.
+        f"<ComplexSource>{vrt.source(source, alpha)}<ScaleOffset>255</ScaleOffset><ScaleRatio>0</ScaleRatio>",
+        "<NODATA>0</NODATA></ComplexSource></VRTRasterBand></MaskBand>",
     ]
     return "".join([*lines, "</VRTDataset>"])

@@ -1,7 +1,7 @@
 """What two images are, what ``hetecd predict`` would do with them, and what is wrong with them, before it is done.
 
-Pixels are looked at in a sample of windows spread over each image, so that scenes of any size take seconds; shares
-and ranges are those of the sample.
+Pixels are looked at in a sample of windows spread over each image, so that scenes of any size take seconds, up to a
+minute where data has to be searched for; shares and ranges are those of the sample.
 """
 
 import os
@@ -106,16 +106,20 @@ def inspect_pair(
     return report
 
 
-def doubts(before: Path | str, after: Path | str, before_is: Role) -> list[str]:
+def doubts(before: Path | str, after: Path | str, before_is: Role, info: ModelInfo) -> list[str]:
     """What names and tags say against a pair, without a look at pixels: dates or modalities that look exchanged.
 
     Raises:
-        InputError: the two are one file, or cannot be opened.
+        InputError: the same bands of one file would be both dates, or one cannot be opened.
     """
     problems: Problems = []
     with open_image(before, (1,)) as one, open_image(after, (1,)) as other:
         roles = _roles(before_is)
-        _compare_labels(_label(one, roles[0]), _label(other, roles[1]), problems)
+        labels = [
+            _label(replace(image, numbers=getattr(info, role).bands), role)
+            for image, role in zip((one, other), roles, strict=True)
+        ]
+    _compare_labels(labels[0], labels[1], problems)
     said = [f"{problem['found']}; {problem['remedy']}" for problem in problems]
     if any(problem["fatal"] for problem in problems):
         raise InputError(said[0])
@@ -172,7 +176,7 @@ def _side(
         "pixel_m": _finite(pixel_m(own)),
         "bounds_wgs84": bounds_wgs84(own),
         "nodata": _nodata(granule),
-        "rescaled": _rescaled(granule),
+        "rescaled": _rescaled(image),
         "invalid": invalid,
     }
     side["values"], side["scale"] = _values(sample, numbers, dataset.dtypes[0])
@@ -187,6 +191,7 @@ def _label(image: Image, role: Role) -> Side:
         "path": str(image.path),
         "is": role,
         "bands": granule.dataset.count,
+        "reads": image.numbers,
         "date": (day_of(granule.dataset, granule.path) or (None,))[0],
         "words": {other: sorted(_words(granule, other)) for other in ("optical", "sar")},
     }
@@ -219,10 +224,14 @@ def _nodata(granule: Granule) -> str:
     return ", ".join(ways) or "not declared"
 
 
-def _rescaled(granule: Granule) -> str | None:
-    """Scale and offset by which stored values become physical ones, if any are declared."""
-    scale, offset = granule.dataset.scales[0], granule.dataset.offsets[0]
-    return None if (scale, offset) == (1, 0) else f"scale {scale:g} and offset {offset:g}"
+def _rescaled(image: Image) -> dict[str, float] | None:
+    """Scale and offset by which stored values would become physical ones, if any are declared for what is read."""
+    for granule in image.granules:
+        for number in image.numbers:
+            scale, offset = granule.dataset.scales[number - 1], granule.dataset.offsets[number - 1]
+            if (scale, offset) != (1, 0):
+                return {"scale": scale, "offset": offset}
+    return None
 
 
 def _words(granule: Granule, role: Role) -> set[str]:
@@ -264,7 +273,8 @@ def _check_values(
     if side["rescaled"]:
         _note(
             problems,
-            f"{side['path']}: declares {side['rescaled']}, which is not applied: values count as they are stored",
+            f"{side['path']}: declares scale {side['rescaled']['scale']:g} and offset {side['rescaled']['offset']:g}, "
+            "which are not applied: values count as they are stored",
             "unscale it where the weights know the physical values (gdal_translate -unscale -ot Float32)",
         )
     if len(sample) != modality.channels:
@@ -300,7 +310,9 @@ def _compare(before: Side, after: Side, samples: list[Floats], problems: Problem
 def _compare_labels(before: Side, after: Side, problems: Problems) -> None:
     """The same, as far as names and tags tell."""
     if os.path.realpath(before["path"]) == os.path.realpath(after["path"]):
-        _note(problems, f"{after['path']}: is the other image, too", "name the other date", fatal=True)
+        if {*before["reads"]} & {*after["reads"]}:
+            found = f"{after['path']}: found the same file as {before['path']}, expected another, or other bands of it"
+            _note(problems, found, "name the other date", fatal=True)
         return
     if before["date"] and after["date"] and before["date"] > after["date"]:
         _note(

@@ -18,7 +18,8 @@ log = logging.getLogger("hetecd")
 
 Floats = NDArray[np.float32]
 # The seam between networks and everything around them: raw optical (B, Co, H, W) and SAR (B, Cs, H, W), float32 with
-# NaN = invalid, give the probability of change (B, H, W), float32. Any H and W from MIN_PX.
+# NaN = invalid, give the probability of change (B, H, W), float32. Any H and W from MIN_PX. One with an attribute
+# ``windows`` says in which a scene is best mapped, see :func:`windows_of`.
 Predictor = Callable[[Floats, Floats], Floats]
 Inner = tuple[slice, slice]  # rows and columns of an image, from where to where
 MIN_PX = 32

@@ -162,7 +162,7 @@ class Linear(nn.Linear):
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, seen: Tensor | None = None) -> Tensor:
     """Softmax(query key^T / sqrt(c)) value, (B, heads, N, c) and twice (B, heads, M, c) -> (B, heads, N, c).
 
-    ``seen`` (N, M) or, in a trace, with more such dimensions, if given, is False where a query must not look at a key.
+    ``seen``, if given, is False where a query must not look at a key.
 
     In bfloat16 PyTorch's own form unpacks to float32 on CPUs without matrix registers: there two plain products take
     half the time.

@@ -169,7 +169,7 @@ def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -
 
 
 def check_outputs(out_dir: Path | str, polygons: PolygonSettings) -> None:
-    """OutputError where results could not be written; before there are any."""
+    """OutputError where the results of a pair could not be written: sooner than :func:`predict_scene` would say so."""
     there = next(path for path in (Path(out_dir), *Path(out_dir).absolute().parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(

@@ -132,7 +132,7 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not a graph that OpenVINO can read; export it again") from error
         self.info = from_metadata(metadata, path)
-        self.windows = _windows(metadata)
+        self.windows = _windows(metadata, path)
         _check_channels(path, self.info, self.model.input("optical").partial_shape[1].get_length())
         if precision == "auto":
             # What is not int8 in an int8 graph is best computed in bf16.
@@ -150,8 +150,10 @@ class OpenVinoGraph:
     def __call__(self, optical: Floats, sar: Floats) -> Floats:
         """Normalised images to probability, see :func:`open_graph`."""
         H, W = sar.shape[-2:]
-        # Here, not in the graph: so a scene's last windows, a little shorter, are no shapes of their own.
-        optical, sar = (padded(images) for images in with_standardised(self.info, optical, sar))
+        optical, sar = with_standardised(self.info, optical, sar)
+        # A scene's last windows, a little shorter, shall not take memory for shapes of their own.
+        grown = padded(optical), padded(sar)
+        optical, sar = grown if grown[0].shape in self.compiled else (optical, sar)
         if optical.shape not in self.compiled:
             if len(self.compiled) == SHAPES:
                 self.compiled.popitem(last=False)
@@ -184,7 +186,7 @@ class OnnxGraph:
             raise CheckpointError(f"{path}: not a graph that ONNX Runtime can read; export it again") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.info = from_metadata(metadata, path)
-        self.windows = _windows(metadata)
+        self.windows = _windows(metadata, path)
         _check_channels(path, self.info, self.session.get_inputs()[0].shape[1])
         where = "CUDA" if self.session.get_providers()[0].startswith("CUDA") else "CPU"
         if gpu and where == "CPU":  # built for CUDA, but its driver or libraries are missing
@@ -258,8 +260,11 @@ def _check_channels(path: Path | str, info: ModelInfo, found: int) -> None:
         )
 
 
-def _windows(metadata: dict[str, str]) -> Windows:
-    return Windows(*json.loads(metadata[WINDOWS])) if WINDOWS in metadata else Windows()
+def _windows(metadata: dict[str, str], path: Path | str) -> Windows:
+    try:
+        return Windows(*map(int, json.loads(metadata[WINDOWS]))) if WINDOWS in metadata else Windows()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its description cannot be used ({error}); export it again") from error
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

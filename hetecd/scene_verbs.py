@@ -102,10 +102,8 @@ def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     try:
         return checker.parse_object({**vars(args), **cells, "pairs": None})
     except ArgumentError as error:
-        key = next((key for key in row if f'"{key}"' in str(error)), "flag")
-        raise InputError(
-            f"{key}: found {row.get(key)!r} in the table, expected what the flag takes; see --help"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"table: found a cell that its flag does not take ({reason}); see --help") from error
 
 
 def _cell(key: str, text: str, given: Any) -> Any:
@@ -193,15 +191,15 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     from hetecd.scaling import scale_to_pair
 
     network, info, before_is, threshold, windows, batch = _settle(args, opened)
-    doubted = doubts(args.before, args.after, before_is)
+    heard: list[str] = []
+    with warnings_heard(heard.append):  # at once, as they may explain what follows
+        for doubt in doubts(args.before, args.after, before_is, info):
+            log.warning(doubt)
     choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
-        heard: list[str] = []
         with warnings_heard(heard.append):
-            for doubt in doubted:
-                log.warning(doubt)
             if said := info.unlike_pixels(pixel_m(pair.grid)):
                 log.warning("; ".join(said))
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)

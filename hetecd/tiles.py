@@ -72,6 +72,8 @@ def sampled(
 ) -> tuple[list[Seen], Window]:
     """What is seen in windows spread over a scene or, where few of them show anything, over the part where some do.
 
+    Islands far apart remain what few windows show of them. To find nothing takes ``(16 * along)**2`` looks and more.
+
     Args:
         shape: (height, width) of the scene.
         look: None where a window shows nothing.
@@ -92,16 +94,16 @@ def sampled(
             found = [(window, seen) for window in windows if (seen := look(window)) is not None]
             if found or net >= most:
                 break
-        closer = _around([window for window, _ in found], part, net) if found else part
+        closer = _around([window for window, _ in found], part, net, edge_px) if found else part
         enough = len(found) >= ENOUGH * len(windows)
         if not found or enough or 2 * closer.height * closer.width > part.height * part.width:
             return [seen for _, seen in found], closer
         part = closer
 
 
-def _around(windows: Sequence[Window], part: Window, along: int) -> Window:
+def _around(windows: Sequence[Window], part: Window, along: int, edge_px: int) -> Window:
     """What lies around some of the windows spread over a part of a scene, up to where the next ones stand."""
-    rows, cols = (-(-size // along) for size in (part.height, part.width))
+    rows, cols = (-(-max(0, size - edge_px) // max(1, along - 1)) for size in (part.height, part.width))
     top = max(part.row, min(w.row for w in windows) - rows)
     left = max(part.col, min(w.col for w in windows) - cols)
     bottom = min(part.row + part.height, max(w.row + w.height for w in windows) + rows)

@@ -157,13 +157,15 @@ def test_cells_are_read_as_the_flags_of_their_columns():
     ("key", "cell", "expected"),
     [
         ("bounds", "1 2 3", "four numbers"), ("sar_bands", "VV", "numbers"), ("tta", "maybe", "one of true, false"),
-        ("tile", "wide", "what the flag takes"), ("scaling", "own", "what the flag takes"),
+        ("tile", "wide", "int"), ("scaling", "own", "auto"),
     ],
 )  # fmt: skip
 def test_cells_that_say_nothing(key, cell, expected):
     given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o"])
-    with pytest.raises(InputError, match=f"^{key}: found '{cell}' in the table, expected {expected}"):
+    with pytest.raises(InputError, match=r"^\w+: found .* table") as error:
         _with_row(given, {"before": "a", "after": "b", "out": "o/b", key: cell})
+    assert all(word in str(error.value) for word in (key, cell, expected))
+    assert "\n" not in str(error.value)
 
 
 def predict_parser():

@@ -13,11 +13,12 @@ import torch
 
 from hetecd import cli, export
 from hetecd.config import Modalities, checked, configs, read_recipe
-from hetecd.errors import ConfigError, ExportError, InputError, OutputError
+from hetecd.errors import CheckpointError, ConfigError, ExportError, InputError, OutputError
 from hetecd.export import BOUNDS, Comparison, compare, export_file
+from hetecd.info import to_metadata
 from hetecd.modality import Floats, windows_of
 from hetecd.model import HeteCD
-from hetecd.runtime import KINDS, open_graph
+from hetecd.runtime import KINDS, WINDOWS, open_graph
 from hetecd.sources import files_beside
 from hetecd.synth import write_pair
 from hetecd.weights import load, predictor, save
@@ -70,12 +71,20 @@ def test_the_network_of_the_default_recipe_can_be_exported(decided: Path, tmp_pa
     assert found.difference < 1e-4
     assert found.pixels > 10_000
     # Bands that come standardised, as in scenes, stay as they are.
-    graph = open_graph(tmp_path / "default.xml")[0]
+    graph, graph_info = open_graph(tmp_path / "default.xml")
     # So large that attention does not reach from one end to the other.
     images = tuple(torch.rand(1, 2 * n, 170, 330).numpy() for n in (4, 1))
     apart = graph.compute(*images) - predictor(load(checkpoint)).compute(*images)
     assert np.abs(apart).max() < 1e-4
-    assert windows_of(graph) == windows_of(predictor(load(checkpoint))) == (1536, 512)
+    windows = windows_of(predictor(load(checkpoint)))
+    assert windows_of(graph) == windows == (1536, 512)
+    metadata = to_metadata(graph_info) | {WINDOWS: json.dumps(windows)}
+    export.write_onnx(load(checkpoint), tmp_path / "a.onnx", metadata)
+    assert [windows_of(open_graph(tmp_path / "a.onnx", runtime)[0]) for runtime in KINDS[".onnx"]] == [windows] * 2
+    metadata[WINDOWS] = "wide"
+    export.write_onnx(load(checkpoint), tmp_path / "b.onnx", metadata)
+    with pytest.raises(CheckpointError, match=r"b.onnx: its description cannot be used"):
+        open_graph(tmp_path / "b.onnx")
 
 
 @pytest.mark.parametrize(("modalities", "name"), [("optical", "a.onnx"), ("optical", "a.xml"), ("sar", "a.onnx")])

@@ -290,6 +290,7 @@ def test_of_several_layers_the_one_of_polygons_counts(tmp_path):
     path, field = tmp_path / "aoi.gpkg", shapely.box(500_500, 5_004_000, 501_500, 5_004_500)
     polygons(path, [shapely.Point(500_500, 5_004_500)], kind="Point", layer="sites")
     polygons(path, [field], kind="Polygon", layer="fields", append=True)
+    polygons(path, [shapely.Point(500_500, 5_004_500)], layer="mixed", append=True)
     assert chosen(aoi=path) == chosen(aoi=polygons(tmp_path / "alone.gpkg", [field]))
     polygons(path, [shapely.box(0, 0, 1, 1)], kind="MultiPolygon", layer="towns", append=True)
     assert "fields, towns" in refused("found several layers", aoi=path)
@@ -300,6 +301,8 @@ def test_areas_that_cannot_be(tmp_path):
     assert "missing.gpkg: cannot read its polygons" in refused("missing", aoi=tmp_path / "missing.gpkg")
     (tmp_path / "text.gpkg").write_text("hello")
     refused("text.gpkg: cannot read", aoi=tmp_path / "text.gpkg")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    refused("table.csv: found no CRS", aoi=tmp_path / "table.csv")
     refused(
         "found Point, expected polygons", aoi=polygons(tmp_path / "points.gpkg", [shapely.Point(500_500, 5_004_500)])
     )

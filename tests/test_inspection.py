@@ -278,7 +278,7 @@ def test_the_command(good, tmp_path, capsys):
 def test_a_scale_that_is_declared_is_not_applied(good):
     with rasterio.open(good[0], "r+") as dataset:
         dataset.scales = [1e-4] * 3
-    problem(look(*good), "declares scale 0.0001 and offset 0, which is not applied", "-unscale", fatal=False)
+    problem(look(*good), "declares scale 0.0001 and offset 0, which are not applied", "-unscale", fatal=False)
 
 
 def test_islands_in_a_large_scene_are_found(good, tmp_path):
@@ -311,7 +311,17 @@ def test_predict_says_what_names_tell_and_refuses_one_image_twice(decided, mappe
     assert "is of 2024-01-05, which is after 2024-01-01" in caplog.text
     assert "2024-01-05" in json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"][0]
     assert cli.main(["predict", *([str(tmp_path / names[0])] * 2), *words, "--redo"]) == 1
-    assert "after_20240105.tif: is the other image, too; name the other date" in capsys.readouterr().err
+    assert "after_20240105.tif: found the same file as" in capsys.readouterr().err
+    caplog.clear()  # said also where it then fails: SAR has one band
+    assert cli.main(["predict", *(str(tmp_path / name) for name in reversed(names)), *words, "--redo"]) == 1
+    assert "has 1 and" in caplog.text
+
+
+def test_one_file_may_hold_both_dates(tmp_path):
+    both = save(tmp_path / "stack.tif", OPTICAL, np.concatenate([COLOURS, 255 - COLOURS[:1]]))
+    info = ModelInfo(INFO.model, INFO.optical, uint8_modality((4,)))
+    assert look(both, both, info=info)["problems"] == []
+    problem(look(both, both, info=ModelInfo(INFO.model, INFO.optical, uint8_modality((3,)))), "same file", fatal=True)
 
 
 def test_tiles_are_looked_at_as_they_are_mapped(decided, tiles, tmp_path, capsys):

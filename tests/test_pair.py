@@ -158,7 +158,7 @@ def marked(tmp_path, how):
             image[:, 200:260, 290:330] = 7
             hole[200:260, 290:330] = False
         dtype = how.split()[1] if alpha and not both else "uint16"
-        opaque = {"uint16": 65535, "float32": 0.4}.get(dtype, 255)
+        opaque = {"uint16": 65535, "float32": 1e-4, "int16": -1}[dtype]  # all but 0 is valid
         bands = np.concatenate([image, np.where(hole, 0, opaque)[None]]) if alpha else image
         profile = {"driver": "GTiff", "count": len(bands), "height": SAR.height, "width": SAR.width, "crs": SAR.crs}
         profile |= {"dtype": dtype if alpha else "float32", "alpha": "yes" if alpha else "no"}

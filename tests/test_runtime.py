@@ -98,14 +98,14 @@ def test_precision_is_as_exported_or_as_asked_for(graphs: Graphs, decided: Path)
 def test_more_shapes_than_are_kept(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "SHAPES", 1)
     graph = OpenVinoGraph(graphs("f32.xml"))
-    images = [np.linspace(0, 1, 5 * edge * 32, dtype=np.float32).reshape(1, 5, edge, 32) for edge in (32, 40, 64, 32)]
+    images = [np.linspace(0, 1, 5 * edge * 32, dtype=np.float32).reshape(1, 5, edge, 32) for edge in (64, 40, 32, 64)]
     results = [graph(image[:, :4], image[:, 4:]) for image in images[:2]]
     compiled = list(graph.compiled)
     results += [graph(image[:, :4], image[:, 4:]) for image in images[2:]]
-    assert [result.shape[1] for result in results] == [32, 40, 64, 32]
+    assert [result.shape[1] for result in results] == [64, 40, 32, 64]
     np.testing.assert_array_equal(results[0], results[3])
-    assert compiled == [(1, 4, 64, 32)]  # that of 40 rows is padded to it
-    assert list(graph.compiled) == [(1, 4, 32, 32)]
+    assert compiled == [(1, 4, 64, 32)]  # which that of 40 rows is padded to
+    assert list(graph.compiled) == [(1, 4, 64, 32)]
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,19 @@ def test_as_many_bands_as_the_weights_read() -> None:
     assert OPTICAL.reading([4, 2]).bands == (4, 2)
     with pytest.raises(ConfigError, match=r"bands: found \[4\], expected 2"):
         OPTICAL.reading([4])
+
+
+def test_an_island_has_the_range_that_it_would_have_alone(tmp_path: Path) -> None:
+    ranges = []
+    for edge in (160, 9000):
+        shape = {"height": edge, "width": edge * 5 // 4, "crs": GRID.crs, "transform": GRID.transform}
+        for name, image in (("optical", 40 * BRIGHT + 300), ("sar", BACKSCATTER)):
+            options = {"count": len(image), "dtype": "float32", "nodata": 0, "tiled": True, "sparse_ok": True}
+            with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **options, **shape) as dataset:
+                corner = (edge - 160) // 3
+                dataset.write(image, window=((corner, corner + 160), (corner, corner + 200)))
+        with open_pair(tmp_path / "optical.tif", tmp_path / "sar.tif", "optical", OPTICAL, DECIBELS) as pair:
+            ranges.append(scale_to_pair(pair, OPTICAL, DECIBELS)[0])
+    np.testing.assert_allclose(ranges[0].low, ranges[1].low, rtol=0.05)
+    np.testing.assert_allclose(ranges[0].high, ranges[1].high, rtol=0.05)
+    assert ranges[1].high[1] > 5000

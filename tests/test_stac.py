@@ -87,15 +87,20 @@ def test_the_model_in_it(tmp_path, weights):
     (output,) = model.output
     assert [entry.value for entry in output.classes] == [0, 1]
     assert model.hyperparameters.to_dict()["tta"] is True
-    assert AssetGeneralMLMExtension.ext(item.assets["model"]).artifact_type == "safetensors.torch.save_file"
 
 
 @pytest.mark.parametrize(
-    ("name", "framework"), [("best", "PyTorch"), ("NET.SAFETENSORS", "PyTorch"), ("a.ONNX", "ONNX")]
-)
-def test_weights_may_have_any_name(tmp_path, weights, name, framework):
+    ("name", "framework", "artifact"),
+    [
+        ("best", "PyTorch", "safetensors.torch.save_file"),
+        ("NET.SAFETENSORS", "PyTorch", "safetensors.torch.save_file"),
+        ("a.ONNX", "ONNX", "onnx.save_model"), ("b.xml", "OpenVINO", "openvino.save_model"),
+    ],
+)  # fmt: skip
+def test_weights_may_have_any_name(tmp_path, weights, name, framework, artifact):
     item = made(tmp_path / "a", about=About(weights | {"name": name}, model=MODEL))
     assert MLMExtension.ext(item).framework == framework
+    assert AssetGeneralMLMExtension.ext(item.assets["model"]).artifact_type == artifact
 
 
 def test_without_weights_there_is_no_model(tmp_path):
