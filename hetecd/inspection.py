@@ -204,11 +204,13 @@ def _sample(read: Read, shape: tuple[int, int]) -> tuple[Floats, float]:
         values, valid = read(window)
         return values if valid.any() else None
 
-    parts = [read(window)[0] for window in spread(shape, SAMPLE, SAMPLE_PX)]
-    pixels = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    def joined(parts: list[Floats]) -> Floats:
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    pixels = joined([read(window)[0] for window in spread(shape, SAMPLE, SAMPLE_PX)])
     invalid = float(1 - np.isfinite(pixels).all(0).mean())
     if invalid > SPARSE and (seen := sampled(shape, look, SAMPLE, SAMPLE_PX)[0]):
-        pixels = np.concatenate([part.reshape(len(part), -1) for part in seen], axis=1)
+        pixels = joined(seen)
     return pixels, invalid
 
 

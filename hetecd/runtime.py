@@ -152,8 +152,8 @@ class OpenVinoGraph:
         H, W = sar.shape[-2:]
         optical, sar = with_standardised(self.info, optical, sar)
         # A scene's last windows, a little shorter, shall not take memory for shapes of their own.
-        grown = padded(optical), padded(sar)
-        optical, sar = grown if grown[0].shape in self.compiled else (optical, sar)
+        if optical.shape not in self.compiled and (grown := padded(optical)).shape in self.compiled:
+            optical, sar = grown, padded(sar)
         if optical.shape not in self.compiled:
             if len(self.compiled) == SHAPES:
                 self.compiled.popitem(last=False)

@@ -25,8 +25,8 @@ MEDIA = {
     ".gpkg": "application/geopackage+sqlite3", ".fgb": "application/vnd.flatgeobuf", ".geojson": "application/geo+json",
     ".tif": "image/tiff; application=geotiff", ".tiff": "image/tiff; application=geotiff",
 }  # fmt: skip
-FRAMEWORKS = {".safetensors": "PyTorch", ".onnx": "ONNX", ".xml": "OpenVINO"}
-ARTIFACTS = {".onnx": "onnx.save_model", ".xml": "openvino.save_model"}  # what wrote the weights
+# Framework of weights, and what wrote them, by the ending of their name; all others are checkpoints.
+GRAPHS = {".onnx": ("ONNX", "onnx.save_model"), ".xml": ("OpenVINO", "openvino.save_model")}
 CLASSES = [
     {"value": 0, "name": "unchanged"},
     {"value": 1, "name": "changed", "color_hint": "D7191C"},
@@ -137,7 +137,7 @@ def _model(summary: Mapping[str, Any], model: ModelInfo | None) -> dict[str, Any
         "mlm:name": weights["name"],
         "mlm:architecture": "HeteCD",
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": FRAMEWORKS.get(Path(weights["name"]).suffix.lower(), "PyTorch"),
+        "mlm:framework": _made_with(weights)[0],
         "mlm:input": [_input("optical", model.optical, size), _input("sar", model.sar, size)],
         "mlm:output": [output],
         "mlm:hyperparameters": dict(settings),
@@ -178,10 +178,13 @@ def _assets(folder: Path, summary: Mapping[str, Any], polygons: Path) -> dict[st
             assets[date]["type"] = media
     if weights := summary["weights"]:
         href = weights.get("path", weights["name"])
-        kind = ARTIFACTS.get(Path(weights["name"]).suffix.lower(), "safetensors.torch.save_file")
-        assets["model"] = {"href": href, "roles": ["mlm:model"], "mlm:artifact_type": kind}
+        assets["model"] = {"href": href, "roles": ["mlm:model"], "mlm:artifact_type": _made_with(weights)[1]}
         assets["model"] |= _checksum(weights["sha256"])
     return assets
+
+
+def _made_with(weights: Mapping[str, Any]) -> tuple[str, str]:
+    return GRAPHS.get(Path(weights["name"]).suffix.lower(), ("PyTorch", "safetensors.torch.save_file"))
 
 
 def _checksum(digest: str | None) -> dict[str, str]:
