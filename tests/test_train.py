@@ -158,12 +158,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiles: Path, 
 
 def test_ctrl_c_leaves_the_last_good_checkpoint_and_resume_continues_exactly(tiles: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    flags = ["--data", str(tiles), "--epochs", "8", "--batch", "4", "--sar-db", "true", "--seed", "5", "--workers", "0",
+    flags = ["--data", str(tiles), "--epochs", "4", "--batch", "4", "--sar-db", "true", "--seed", "5", "--workers", "0",
              "--width", "8", "--val-fraction", "0.25", "--precision", "f32", "--accelerator", "cpu",
              "--cutmix", "0.5", "--ema", "0.9"]  # fmt: skip
     command = [sys.executable, "-m", "hetecd", "train", "recipes/quick.yaml", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    first = subprocess.Popen([*command, "-o", str(cut)], stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    first = subprocess.Popen(
+        [*command, "-o", str(cut)], stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - takes no lock
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (cut / "state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -172,11 +176,11 @@ def test_ctrl_c_leaves_the_last_good_checkpoint_and_resume_continues_exactly(til
     assert first.returncode == 130, said
     assert said.splitlines()[-1] == "hetecd: interrupted; what was finished is kept"
     done = len(_rows(cut))
-    assert 1 <= done < 8
+    assert 1 <= done < 4
     hetecd.load(cut / "best.safetensors")
     for out, resume in ((cut, ["--resume"]), (whole, [])):
         assert cli.main([*command[3:], "-o", str(out), *resume]) == 0
-    assert [row["epoch"] for row in _rows(cut)] == [str(epoch) for epoch in range(8)]
+    assert [row["epoch"] for row in _rows(cut)] == ["0", "1", "2", "3"]
     for name in ("last.safetensors", "best.safetensors"):
         assert _equal(cut / name, whole / name)
     for column in ("loss", "val_iou", "lr"):
