@@ -8,6 +8,9 @@ depth is a matrix product on contiguous memory, and each one-channel 3D convolut
 of 16 slices with a banded weight: six times the multiplications, a fraction of the time.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,20 +42,33 @@ class Volumes(nn.Module):
         # Copied here, as otherwise each of the three convolutions would make a copy for itself.
         x = x.permute(0, 3, 1, 2, 4).reshape(B * blocks, h, w, _IN).contiguous().permute(0, 3, 1, 2)
         # (B*blocks, 18, h, w)
-        out = []
-        for conv in self.convs:
-            assert conv.bias is not None
-            y = conv_gelu(x, banded(conv.weight[0, 0]).to(x.dtype), conv.bias.repeat(OUT).to(x.dtype))
-            y = y.permute(0, 2, 3, 1).reshape(B, blocks, h, w, OUT)
-            out.append(y.permute(0, 2, 3, 1, 4))  # (B, h, w, blocks, 16)
-        return _stack(out, 3).view(B, h, w, len(KERNELS), blocks * OUT)[..., :S]
+        stacked = _stack((self._convolve(conv, x, B) for conv in self.convs), len(KERNELS))
+        return stacked.view(B, h, w, len(KERNELS), blocks * OUT)[..., :S]
+
+    @staticmethod
+    def _convolve(conv: nn.Conv3d, x: Tensor, batch: int) -> Tensor:
+        """(B*blocks, 18, h, w) -> (B, h, w, blocks, 16)."""
+        assert conv.bias is not None
+        y = conv_gelu(x, banded(conv.weight[0, 0]).to(x.dtype), conv.bias.repeat(OUT).to(x.dtype))
+        y = y.permute(0, 2, 3, 1).unflatten(0, (batch, -1))  # (B, blocks, h, w, 16)
+        return y.permute(0, 2, 3, 1, 4)
 
 
-def _stack(x: list[Tensor], dim: int) -> Tensor:
-    """torch.stack. Numbers that are only moved move faster eight bytes at a time, which autograd does not know."""
-    if not reusable() or any(y.stride(-1) != 1 for y in x):
-        return torch.stack(x, dim)
-    return torch.stack([y.view(torch.int64) for y in x], dim).view(x[0].dtype)
+def _stack(parts: Iterator[Tensor], count: int) -> Tensor:
+    """torch.stack of ``count`` maps (B, h, w, blocks, 16) at dimension 3; without gradients only one is held at a time.
+
+    Numbers that are only moved move faster eight bytes at a time, which autograd does not know.
+    """
+    if not reusable():
+        return torch.stack(list(parts), 3)
+    first = next(parts)
+    out = first.new_empty(*first.shape[:3], count, *first.shape[3:])
+    for part, place in zip(itertools.chain((first,), parts), out.unbind(3), strict=True):
+        if part.stride(-1) == 1:
+            place.view(torch.int64).copy_(part.view(torch.int64))
+        else:
+            place.copy_(part)
+    return out
 
 
 def banded(kernel: Tensor) -> Tensor:
