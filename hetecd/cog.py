@@ -5,6 +5,7 @@ Each part, and the whole, is complete when it has its name.
 
 import shutil
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from hetecd.tiles import BLOCK_PX, Window
 COG_PER_PART = 1.7  # bytes of disk while a COG is made: itself, and its overviews once more beside it
 
 
-def write_part(path: Path, array: NDArray[Any]) -> None:
+def write_part(path: Path, array: NDArray[Any]) -> int:
     """Write an image (H, W) for :func:`write_cog`, quickly packed; it is on disk, and whole, when it has its name.
+
+    Returns:
+        The CRC-32 of the file, by which it is known to be undamaged.
 
     Raises:
         OutputError: the folder is not writable or the disk is full.
@@ -43,6 +47,7 @@ def write_part(path: Path, array: NDArray[Any]) -> None:
             dataset.write(array, 1)
         with replacing(path, durable=True) as part:
             part.write_bytes(memory.getbuffer())
+        return zlib.crc32(memory.getbuffer())
 
 
 def read_part(path: Path) -> NDArray[Any]:
@@ -58,7 +63,7 @@ def read_part(path: Path) -> NDArray[Any]:
                 return dataset.read(1)
         except (RasterioError, CPLE_BaseError) as error:
             raise OutputError(
-                f"{path}: cannot read this finished part ({one_line(error)}); do the scene again with --redo"
+                f"{path}: cannot read this finished part ({one_line(error)}); the same command once more makes it anew"
             ) from error
 
 
@@ -88,7 +93,7 @@ def write_cog(
         colours: red, green, blue (0 to 255) of values, for a colour table; uint8 only.
 
     Raises:
-        OutputError: the folder is not writable or the disk is full.
+        OutputError: the folder is not writable, the disk is full, or a part is damaged.
     """
     path = Path(path)
     with replacing(path) as final, warnings.catch_warnings():
@@ -97,11 +102,16 @@ def write_cog(
         joined = final.with_suffix(".vrt")
         joined.write_text(_join(grid, parts, dtype, nodata, tags or {}, colours or {}), encoding="utf-8")
         smooth = np.dtype(dtype).kind == "f"
-        with writing_gdal(path):
-            rasterio.shutil.copy(
-                joined, final, driver="COG", compress="deflate", predictor="yes" if smooth else "no",
-                bigtiff="if_safer", sparse_ok="yes", overview_resampling=overviews,
-            )  # fmt: skip
+        try:
+            with writing_gdal(path):
+                rasterio.shutil.copy(
+                    joined, final, driver="COG", compress="deflate", predictor="yes" if smooth else "no",
+                    bigtiff="if_safer", sparse_ok="yes", overview_resampling=overviews,
+                )  # fmt: skip
+        except OutputError:
+            for part in parts.values():
+                read_part(part)  # which says so if the fault is one of these
+            raise
         _compare(final, parts, path)
 
 

@@ -138,7 +138,8 @@ def predict_scene(
     made_from = {key: description[key] for key in description if key != "warnings"} if about.weights else None
     tally = Tally()
     with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard(work.warn):
-        found = read_summary(made_from, outputs) if made_from and not redo else None
+        again = redo or bool(work.done)  # the latter also where one that did it again was cut off
+        found = read_summary(made_from, outputs) if made_from and not again else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, windows, tally, progress)
             description["warnings"] += [text for text in work.warnings if text not in description["warnings"]]
@@ -158,6 +159,9 @@ def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -
         out_dir: folder of the results.
         asked: from :func:`hetecd.sources.request_of`, as it was given to that run in ``about``.
         polygons: of the results.
+
+    Raises:
+        InputError: a map of it was damaged or edited since.
     """
     started, outputs = time.monotonic(), _outputs(Path(out_dir), polygons)
     unfinished = (Path(out_dir) / FOLDER).exists()  # of another request
@@ -271,6 +275,7 @@ def _finish(
     found = ((window, read_part(change[window]) == 1, read_part(probability[window])) for window in change)
     number = write_polygons(map_rows(count.passing(found), pair.grid), pair.grid, staged[2], polygons)
     numbers = {**count.numbers(), "polygons": number, "outputs": [path.name for path in staged]}
+    numbers["bytes"] = {path.name: path.stat().st_size for path in staged[:2]}
     write_styles(staged[0].parent)
     summary = write_summary(staged[-1], description, numbers, started)
     write_item(staged[3], summary, pair.grid, staged[2], model)

@@ -18,6 +18,7 @@
     classes              [{from_prob, to_prob, pixels, area_m2}]: the changed area by confidence
     histogram            {bins, pixels, area_m2}: the valid pixels by probability
     outputs, warnings, seconds
+    bytes                {name: size} of the two GeoTIFFs, by which one is known that was damaged or edited since
     asked                digest of the request, by which a finished map is known before anything is read
 
 Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no place on earth.
@@ -40,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hetecd
+from hetecd.errors import InputError
 from hetecd.files import writing
 from hetecd.ground import PixelAreas, bounds_wgs84, pixel_m
 from hetecd.info import ModelInfo
@@ -280,7 +282,11 @@ def _no_rows(count: int, grid: Grid) -> Iterator[tuple[Bools, Floats]]:
 
 
 def read_summary(made_from: Mapping[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
-    """The summary among the outputs, if these are there and it says that they were made from just that."""
+    """The summary among the outputs, if these are there and it says that they were made from just that.
+
+    Raises:
+        InputError: a GeoTIFF is not as large as it was written.
+    """
     summary = next(path for path in outputs if path.name == "summary.json")
     try:
         found = json.loads(summary.read_text(encoding="utf-8"))
@@ -289,6 +295,13 @@ def read_summary(made_from: Mapping[str, Any], outputs: Sequence[Path]) -> dict[
     same = isinstance(found, dict) and found | json.loads(json.dumps(made_from)) == found
     if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
         return None
+    for path in outputs:
+        written = found.get("bytes", {}).get(path.name)  # older versions do not say
+        if written not in (None, size := path.stat().st_size):
+            raise InputError(
+                f"{path}: found {size} bytes, expected {written} as they were written; it is damaged or edited: make it "
+                "anew with --redo, or choose another folder"
+            )
     return found
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -114,11 +115,9 @@ class Work:
         Raises:
             OutputError: the disk is full, the folder is gone.
         """
-        if block.valid_pixels:
-            for name, image in images.items():
-                write_part(self._path(name, block.window), image)
-        names = list(images) if block.valid_pixels else []
-        self._note({"images": names, **asdict(block)})
+        files = images if block.valid_pixels else {}
+        sums = {name: write_part(self._path(name, block.window), image) for name, image in files.items()}
+        self._note({"files": sums, **asdict(block)})
         self.done[block.window] = block
 
     def warn(self, text: str) -> None:
@@ -142,7 +141,7 @@ class Work:
             return False
         with writing(self._journal):
             lines = self._journal.read_bytes().splitlines(keepends=True)
-        size, least = 0, self.batch
+        size, least, finished = 0, self.batch, dict[Window, Any]()
         for number, line in enumerate(lines):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
@@ -158,11 +157,10 @@ class Work:
             elif "warning" in entry:
                 self.warnings.append(entry["warning"])
             else:
-                window = Window(**entry.pop("window"))
-                if all(self._path(name, window).is_file() for name in entry.pop("images")):
-                    self.done[window] = Block(window, **entry)
+                finished[Window(**entry["window"])] = entry
         with writing(self._journal):
             os.truncate(self._journal, size)
+            self._take(finished)
         for half_made in self.folder.glob(".hetecd-*"):
             shutil.rmtree(half_made, ignore_errors=True)
         self.batch = least if keep_batch else min(least, self.batch)
@@ -171,6 +169,19 @@ class Work:
         if self.done:
             log.info("%s: goes on after %d finished blocks", self.folder.parent, len(self.done))
         return size > 0
+
+    def _take(self, finished: Mapping[Window, Mapping[str, Any]]) -> None:
+        """Count blocks as finished whose files are what was written; the others are done again."""
+        for window, entry in finished.items():
+            sums = entry.get("files")
+            if sums is None:  # by a version that kept no checksums
+                continue
+            paths = {self._path(name, window): crc for name, crc in sums.items()}
+            damaged = [path for path, crc in paths.items() if not path.is_file() or zlib.crc32(path.read_bytes()) != crc]
+            if damaged:
+                log.warning("%s: found this finished part gone or damaged; it is done again", damaged[0])
+            else:
+                self.done[window] = Block(window, entry["valid_pixels"])
 
     def _check(self, found: Any, expected: Any) -> None:
         if found != expected:

@@ -230,6 +230,28 @@ def test_finished_it_is_not_done_again(files, tmp_path, expected):
     assert run(files, tmp_path).windows > 0
 
 
+def test_a_finished_map_that_was_damaged_or_edited_is_neither_trusted_nor_replaced_unasked(files, tmp_path, expected):
+    run(files, tmp_path)
+    path = tmp_path / "probability.tif"
+    written = path.read_bytes()
+    path.write_bytes(written[:-9])
+    with pytest.raises(InputError, match=f"probability.tif: found {len(written) - 9} bytes, expected {len(written)}"):
+        run(files, tmp_path)
+    assert len(path.read_bytes()) == len(written) - 9
+
+    def stops(optical, sar):
+        calls.append(0)
+        if len(calls) > 20:
+            raise KeyboardInterrupt
+        return pointwise(optical, sar)
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        run(files, tmp_path, stops, redo=True)
+    run(files, tmp_path)  # goes on with what was asked for
+    assert content(tmp_path) == expected[0]
+
+
 def test_other_settings_are_refused_before_anything_is_lost(files, tmp_path):
     def stops(optical, sar):
         calls.append(0)

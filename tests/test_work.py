@@ -68,10 +68,26 @@ def test_a_journal_that_never_began(tmp_path, content):
         assert os.listdir(work.folder) == ["journal"]
 
 
-def test_a_block_whose_file_is_gone_is_not_finished(tmp_path):
+@pytest.mark.parametrize("what", ["gone", "truncated", "another"])
+def test_a_block_whose_file_is_not_what_was_written_is_done_again(tmp_path, what, caplog):
     cut_off(tmp_path)
-    (tmp_path / FOLDER / "probability_0_0.tif").unlink()
-    assert cut_off(tmp_path, []) == {block.window for block in BLOCKS[1:]}
+    file, other = (tmp_path / FOLDER / f"probability_{row}_0.tif" for row in (0, 1024))
+    if what == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] if what == "truncated" else other.read_bytes())
+    assert cut_off(tmp_path, BLOCKS[:1]) == {block.window for block in BLOCKS[1:]}
+    assert "probability_0_0.tif: found this finished part gone or damaged; it is done again" in caplog.text
+    caplog.clear()
+    assert cut_off(tmp_path, []) == {block.window for block in BLOCKS}  # the line of before no longer counts
+    assert not caplog.text
+
+
+def test_blocks_of_a_version_without_checksums_are_done_again(tmp_path):
+    cut_off(tmp_path)
+    journal = tmp_path / FOLDER / "journal"
+    journal.write_text(journal.read_text().replace('"files"', '"images"'))
+    assert cut_off(tmp_path, []) == set()
 
 
 def test_what_a_kill_left_half_made_is_removed(tmp_path):
