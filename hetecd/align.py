@@ -130,19 +130,25 @@ def choose_move(open_moved: OpenMoved, how: str = "auto") -> Alignment | None:
     return found
 
 
-def opener(before: Path | str, after: Path | str, before_is: Role) -> OpenMoved:
-    """Opens a pair for :func:`find_move` where no weights say which bands count: the first three that are data.
+def opener(
+    before: Path | str,
+    after: Path | str,
+    before_is: Role,
+    optical_bands: Sequence[int] = (),
+    sar_bands: Sequence[int] = (),
+) -> OpenMoved:
+    """Opens a pair for :func:`find_move` where no weights say which bands count: by default the first three with data.
 
     Raises:
-        InputError: a file is missing or no raster.
+        InputError: a file is missing, no raster or has no such band.
     """
 
-    def modality(path: Path | str) -> Modality:
-        with open_image(path, (1,)) as image:
-            return uint8_modality(data_bands(image.granules[0].dataset)[:3])
+    def modality(path: Path | str, bands: Sequence[int]) -> Modality:
+        with open_image(path, tuple(bands) or (1,)) as image:
+            return uint8_modality(tuple(bands) or data_bands(image.granules[0].dataset)[:3])
 
-    earlier, later = modality(before), modality(after)
-    optical, sar = (earlier, later) if before_is == "optical" else (later, earlier)
+    paths = (before, after) if before_is == "optical" else (after, before)
+    optical, sar = map(modality, paths, (optical_bands, sar_bands))
     return lambda move: open_pair(before, after, before_is, optical, sar, sar_move=move)
 
 

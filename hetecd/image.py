@@ -374,7 +374,7 @@ def _scales(place: Place, grid: Grid) -> Iterator[str]:
 def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     """GDAL's XML for a virtual float32 copy of some bands in which invalid pixels are NaN.
 
-    A source minds a nodata value or a mask, so where there are both, one copy is made of the other.
+    A source minds a nodata value or one mask, so where there are several, one copy is made of the other.
     """
     alpha = alpha_band(dataset)
     mask = "" if alpha in numbers else "<UseMaskBand>true</UseMaskBand>"
@@ -386,6 +386,8 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     # GDAL takes no alpha for the mask that stands beside a nodata value, or is neither uint8 nor uint16.
     unheeded = bool(alpha and mask and MaskFlags.alpha not in flags)
     if unheeded:
+        if MaskFlags.per_dataset in flags:  # a mask band beside alpha
+            source = _virtual(dataset, source, dataset.indexes, [mask] * dataset.count)
         source = _masked_by(dataset, source, alpha)
     if not (any(nodata) and mask and (unheeded or MaskFlags.per_dataset in flags)):
         return _virtual(dataset, source, numbers, [mask + value for value in nodata])

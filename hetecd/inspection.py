@@ -265,6 +265,13 @@ def _check_values(
     if not valid.any():
         _note(problems, f"{side['path']}: found no valid pixel in the sample", "check its nodata value", fatal=True)
         return
+    for band, values in zip(side["reads"], sample, strict=True):
+        if np.nanmin(values) == np.nanmax(values):
+            _note(
+                problems,
+                f"{side['path']}: band {band} is {values[valid][0]:g} everywhere in the sample and shows nothing",
+                f"check the file, or read another band with --{role}-bands",
+            )
     blank = (sample[:, valid] == 0).all(0).mean()
     if blank > BLANK and side["nodata"] == "not declared":
         _note(

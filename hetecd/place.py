@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine, GCPTransformer, RPCTransformer
 from rasterio.warp import transform as transform_points
 
@@ -23,6 +25,7 @@ from hetecd.raster import WGS84, Grid, grid_of
 # Tie points along either edge in place of RPCs, and how far beyond it, as a share, for a spline is worst at its border:
 # some thousandths of a pixel from the polynomials, which GDAL itself would invert to a tenth only.
 RPC_TIES, RPC_MARGIN, RPC_ERROR_PX = 15, 0.1, 0.001
+FLAT = 1e-6  # ratio of their extents below which tie points lie on a line
 EDGE_POINTS = 33  # along each edge of an image whose outline is wanted
 
 P = TypeVar("P", "Place", Grid)
@@ -84,7 +87,7 @@ def place_of(dataset: Any, path: object) -> Place:
     """Place of an open rasterio dataset: its transform, else its GCPs, else its RPCs, else nowhere.
 
     Raises:
-        InputError: it has fewer than three GCPs, or a transform that cannot be undone.
+        InputError: it has fewer than three GCPs, or such as fix no place, or a transform that cannot be undone.
     """
     grid = grid_of(dataset)
     if grid.transform.is_degenerate:
@@ -96,10 +99,29 @@ def place_of(dataset: Any, path: object) -> Place:
     if ties and crs:
         if len(ties) < 3:
             raise InputError(f"{path}: found {len(ties)} ground control points, expected 3 or more; add some")
-        return _on_a_plane(Place(crs, grid.height, grid.width, None, tuple(ties), "GCPs"))
+        place = _on_a_plane(Place(crs, grid.height, grid.width, None, tuple(ties), "GCPs"))
+        _check_ties(place, path)
+        return place
     if dataset.rpcs is not None:
         return _on_a_plane(Place(WGS84, grid.height, grid.width, None, _rpc_ties(dataset), "RPCs"))
     return at_grid(grid)
+
+
+def _check_ties(place: Place, path: object) -> None:
+    """InputError where points lie on a line, or contradict each other, so that no spline meets them."""
+    points = np.array([[tie.col, tie.row, tie.x, tie.y] for tie in place.ties])
+    points -= points.mean(0)
+    extents = [np.linalg.svd(part, compute_uv=False) for part in (points[:, :2], points[:, 2:])]
+    try:
+        x, y = place.ground(*place.outline())
+        met = bool(np.isfinite([x, y, *place.pixel(x, y)]).all())
+    except (RasterioError, CPLE_BaseError):
+        met = False
+    if not met or any(short <= FLAT * long for long, short in extents):
+        raise InputError(
+            f"{path}: found {len(place.ties)} ground control points that fix no place, expected some that are not on a "
+            "line and lie at different pixels and places; correct them"
+        )
 
 
 def _on_a_plane(place: Place) -> Place:

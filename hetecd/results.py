@@ -299,8 +299,8 @@ def read_summary(made_from: Mapping[str, Any], outputs: Sequence[Path]) -> dict[
         written = found.get("bytes", {}).get(path.name)  # older versions do not say
         if written not in (None, size := path.stat().st_size):
             raise InputError(
-                f"{path}: found {size} bytes, expected {written} as they were written; it is damaged or edited: make it "
-                "anew with --redo, or choose another folder"
+                f"{path}: found {size} bytes, expected {written} as they were written; it was damaged or edited: make "
+                "it anew with --redo, or choose another folder"
             )
     return found
 

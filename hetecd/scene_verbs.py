@@ -240,6 +240,7 @@ def align_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("after", type=str, help="raster of the later date")
     parser.add_argument("--before_is", type=Literal["optical", "sar"], default="optical", help="the earlier date")
     parser.add_argument("--limit", type=int, default=128, help="largest shift searched, px of the optical image")
+    _band_arguments(parser, "the first three")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -247,7 +248,8 @@ def align(args: Namespace) -> None:
     """Measure how the SAR image must move to fit the optical one."""
     from hetecd.align import find_move, opener
 
-    found = find_move(opener(args.before, args.after, args.before_is), args.limit)
+    opened = opener(args.before, args.after, args.before_is, args.optical_bands, args.sar_bands)
+    found = find_move(opened, args.limit)
     print(json.dumps(found.summary(), indent=2) if args.json else found)
 
 
@@ -273,6 +275,13 @@ def serve(args: Namespace) -> None:
     run(args.folder, args.host, args.port, args.images, args.upload_mb, options)
 
 
+def _band_arguments(parser: ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--optical_bands", type=int, nargs="+", default=[], help=f"bands to read, from 1; default: {default}"
+    )
+    parser.add_argument("--sar_bands", type=int, nargs="+", default=[], help="the same of the SAR image")
+
+
 def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("before", nargs=nargs, type=str, help="earlier date: raster, or folder of granules or tiles")
     parser.add_argument("after", nargs=nargs, type=str, help="the same of the later date")
@@ -280,10 +289,7 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("--before_is", type=Literal["optical", "sar"] | None, help="default: as in training")
     parser.add_argument("--tile", type=int | None, help="edge of a window, px; default: what suits the weights")
     parser.add_argument("--overlap", type=int | None, help="px that neighbouring windows share; default: what suits")
-    parser.add_argument(
-        "--optical_bands", type=int, nargs="+", default=[], help="bands to read, from 1; default: as in training"
-    )
-    parser.add_argument("--sar_bands", type=int, nargs="+", default=[], help="the same of the SAR image")
+    _band_arguments(parser, "as in training")
     parser.add_argument("--align", type=str, default="auto", help="auto, off, or the largest shift searched, px")
     parser.add_argument(
         "--scaling", type=Literal["auto", "weights", "scene"], default="auto",

@@ -177,7 +177,7 @@ class Work:
             if sums is None:  # by a version that kept no checksums
                 continue
             paths = {self._path(name, window): crc for name, crc in sums.items()}
-            damaged = [path for path, crc in paths.items() if not path.is_file() or zlib.crc32(path.read_bytes()) != crc]
+            damaged = [p for p, crc in paths.items() if not p.is_file() or zlib.crc32(p.read_bytes()) != crc]
             if damaged:
                 log.warning("%s: found this finished part gone or damaged; it is done again", damaged[0])
             else:

@@ -343,7 +343,11 @@ def test_the_verb(misplaced_files, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["moved"]
     assert np.abs(np.add(found["shift_px"], (15, 6))).max() < 1.5
+    assert cli.main(["align", *map(str, misplaced_files), "--optical-bands", "2", "--sar-bands", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["moved"]
     assert cli.main(["align", *map(str, misplaced_files), "--limit", "0"]) == 1
+    assert cli.main(["align", *map(str, misplaced_files), "--sar-bands", "9"]) == 1
+    assert "sar.tif: found" in capsys.readouterr().err
 
 
 def test_predict_says_what_it_did(misplaced_files, decided, tmp_path):

@@ -225,6 +225,19 @@ def test_a_sliver_of_overlap(good, tmp_path):
     problem(look(good[0], save(tmp_path / "east.tif", east, POWER)), "of the grid", "--aoi", fatal=False)
 
 
+def test_a_band_that_shows_nothing(good, tmp_path):
+    path = tmp_path / "constant.tif"
+    with rasterio.open(good[1]) as dataset:
+        profile, bands = dataset.profile, dataset.read()
+    bands[:] = 40
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(bands)
+    report = look(good[0], path)
+    assert report["usable"]
+    said = {item["found"]: item["remedy"] for item in report["problems"]}
+    assert "--sar-bands" in said[f"{path}: band 1 is 40 everywhere in the sample and shows nothing"]
+
+
 def test_pixels_of_another_size(good):
     problem(look(*good, resolution=40.0), "pixels of 40 x 40 m, the weights were trained on 10 m", fatal=False)
 

@@ -157,9 +157,11 @@ def marked(tmp_path, how):
         if both:  # a part is marked by the value alone
             image[:, 200:260, 290:330] = 7
             hole[200:260, 290:330] = False
-        dtype = how.split()[1] if alpha and not both else "uint16"
+        beside = how.startswith("alpha and mask")  # a mask band, which marks the left half
+        dtype = how.split()[1] if alpha and not (both or beside) else "uint16"
         opaque = {"uint16": 65535, "float32": 1e-4, "int16": -1}[dtype]  # all but 0 is valid
-        bands = np.concatenate([image, np.where(hole, 0, opaque)[None]]) if alpha else image
+        masked = hole & ((np.arange(SAR.width) < 270) | (not beside))
+        bands = np.concatenate([image, np.where(hole & ~(masked & beside), 0, opaque)[None]]) if alpha else image
         profile = {"driver": "GTiff", "count": len(bands), "height": SAR.height, "width": SAR.width, "crs": SAR.crs}
         profile |= {"dtype": dtype if alpha else "float32", "alpha": "yes" if alpha else "no"}
         profile |= {"nodata": 7} if both else {}
@@ -168,8 +170,8 @@ def marked(tmp_path, how):
             rasterio.open(path, "w", transform=SAR.transform, **profile) as dataset,
         ):
             dataset.write(bands.astype(dataset.dtypes[0]))
-            if not alpha:
-                dataset.write_mask(~hole)
+            if beside or not alpha:
+                dataset.write_mask(~masked)
     hole[200:260, 250:330] = True
     return path, hole
 
@@ -186,6 +188,8 @@ WAYS = [
     "alpha float32",
     "mask and value",
     "alpha and value",
+    "alpha and mask",
+    "alpha and mask and value",
 ]
 
 

@@ -133,6 +133,25 @@ def test_too_few_ground_control_points(tmp_path):
         place_of(dataset, "image")
 
 
+@pytest.mark.parametrize("how", ["on a line", "one pixel twice", "one place twice", "one place"])
+def test_ground_control_points_that_fix_no_place(tmp_path, how):
+    ties = tie_points()
+    if how == "on a line":
+        ties = [GroundControlPoint(i * 10, i * 10, 15 + i * 1e-3, 45 + i * 1e-3) for i in range(4)]
+    elif how == "one pixel twice":
+        ties.append(GroundControlPoint(ties[0].row, ties[0].col, ties[-1].x, ties[0].y))
+    elif how == "one place twice":
+        ties.append(GroundControlPoint(ties[0].row + 5, ties[0].col, ties[0].x, ties[0].y))
+    else:
+        ties = [GroundControlPoint(tie.row, tie.col, 15.0, 45.0) for tie in ties]
+    with (
+        opened(tmp_path, gcps=(ties, WGS84)) as dataset,
+        pytest.raises(InputError, match=f"image: found {len(ties)} ground control points that fix no place") as error,
+    ):
+        place_of(dataset, "image")
+    assert "\n" not in str(error.value)
+
+
 def test_from_place_to_place():
     ties = Place(WGS84, *SHAPE, None, tuple(tie_points()), "GCPs")
     x, y = transform_points(WGS84, UTM, *curved(*PIXELS))

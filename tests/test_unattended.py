@@ -313,3 +313,22 @@ def test_the_command_killed_at_twenty_moments(tmp_path):
     assert content(out) == maps
     summary = json.loads((out / "summary.json").read_text())
     assert summary["valid_pixels"] > 0
+
+
+@pytest.mark.slow
+def test_a_scene_of_a_hundred_thousand_pixels_fits_into_two_gigabytes(tmp_path):
+    """The real command with the weights that come along; four places have data, elsewhere nothing is stored."""
+    from scenes import ISLAND_PX, write_images
+
+    size_px = 100_000
+    write_images(tmp_path, size_px, islands=True)
+    words = [str(tmp_path / name) for name in ("optical.tif", "sar.tif")]
+    process = subprocess.Popen([*COMMAND, *words, "-o", str(tmp_path / "out")], stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["pixels"] == size_px**2
+    assert 3 * ISLAND_PX**2 < summary["valid_pixels"] <= 4 * ISLAND_PX**2
+    peak_mb = used.ru_maxrss / 1e3  # Linux counts in kB
+    print(f"peak {peak_mb:.0f} MB")
+    assert peak_mb < 2000
