@@ -108,9 +108,10 @@ def write_cog(
                     joined, final, driver="COG", compress="deflate", predictor="yes" if smooth else "no",
                     bigtiff="if_safer", sparse_ok="yes", overview_resampling=overviews,
                 )  # fmt: skip
-        except OutputError:
+        except OutputError as error:
             for part in parts.values():
-                read_part(part)  # which says so if the fault is one of these
+                if part.name in str(error):
+                    read_part(part)  # says more if that is at fault
             raise
         _compare(final, parts, path)
 

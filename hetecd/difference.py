@@ -8,7 +8,6 @@ depth is a matrix product on contiguous memory, and each one-channel 3D convolut
 of 16 slices with a banded weight: six times the multiplications, a fraction of the time.
 """
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -61,13 +60,16 @@ def _stack(parts: Iterator[Tensor], count: int) -> Tensor:
     """
     if not reusable():
         return torch.stack(list(parts), 3)
-    first = next(parts)
-    out = first.new_empty(*first.shape[:3], count, *first.shape[3:])
-    for part, place in zip(itertools.chain((first,), parts), out.unbind(3), strict=True):
+    out = None
+    for i in range(count):
+        part = next(parts)
+        out = part.new_empty(*part.shape[:3], count, *part.shape[3:]) if out is None else out
         if part.stride(-1) == 1:
-            place.view(torch.int64).copy_(part.view(torch.int64))
+            out[:, :, :, i].view(torch.int64).copy_(part.view(torch.int64))
         else:
-            place.copy_(part)
+            out[:, :, :, i] = part
+        del part  # before the next one is made
+    assert out is not None
     return out
 
 

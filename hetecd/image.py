@@ -387,7 +387,9 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     unheeded = bool(alpha and mask and MaskFlags.alpha not in flags)
     if unheeded:
         if MaskFlags.per_dataset in flags:  # a mask band beside alpha
-            source = _virtual(dataset, source, dataset.indexes, [mask] * dataset.count)
+            # All but alpha: GDAL would mask it by itself, read as bytes.
+            marks = [mask if number != alpha else "" for number in dataset.indexes]
+            source = _virtual(dataset, source, dataset.indexes, marks)
         source = _masked_by(dataset, source, alpha)
     if not (any(nodata) and mask and (unheeded or MaskFlags.per_dataset in flags)):
         return _virtual(dataset, source, numbers, [mask + value for value in nodata])

@@ -265,11 +265,11 @@ def _check_values(
     if not valid.any():
         _note(problems, f"{side['path']}: found no valid pixel in the sample", "check its nodata value", fatal=True)
         return
-    for band, values in zip(side["reads"], sample, strict=True):
-        if np.nanmin(values) == np.nanmax(values):
+    for band, values in dict(zip(side["reads"], sample[:, valid], strict=True)).items():
+        if len(values) > 1 and values.min() == values.max():
             _note(
                 problems,
-                f"{side['path']}: band {band} is {values[valid][0]:g} everywhere in the sample and shows nothing",
+                f"{side['path']}: band {band} is {values[0]:g} everywhere in the sample and shows nothing",
                 f"check the file, or read another band with --{role}-bands",
             )
     blank = (sample[:, valid] == 0).all(0).mean()

@@ -8,6 +8,7 @@ which meets every one. Terrain is not looked at: RPCs are taken at the mean heig
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from rasterio.transform import Affine, GCPTransformer, RPCTransformer
 from rasterio.warp import transform as transform_points
 
 from hetecd.errors import InputError
-from hetecd.raster import WGS84, Grid, grid_of
+from hetecd.raster import WGS84, Grid, grid_of, one_line
 
 # Tie points along either edge in place of RPCs, and how far beyond it, as a share, for a spline is worst at its border:
 # some thousandths of a pixel from the polynomials, which GDAL itself would invert to a tenth only.
@@ -108,20 +109,33 @@ def place_of(dataset: Any, path: object) -> Place:
 
 
 def _check_ties(place: Place, path: object) -> None:
-    """InputError where points lie on a line, or contradict each other, so that no spline meets them."""
-    points = np.array([[tie.col, tie.row, tie.x, tie.y] for tie in place.ties])
+    """InputError where no spline meets the points: they lie on a line, or contradict each other."""
+    fault = _fault(tuple((t.col, t.row, t.x, t.y) for t in place.ties), place.height, place.width)
+    if fault:
+        raise InputError(
+            f"{path}: found {len(place.ties)} ground control points that fix no place ({fault}), expected some that "
+            "lie at different pixels and places and not on a line; correct them, or give it a transform"
+        )
+
+
+@lru_cache(maxsize=256)  # an image is opened several times, and a spline takes the cube of the number of its points
+def _fault(ties: tuple[tuple[float, ...], ...], height: int, width: int) -> str:
+    """What is wrong with tie points (col, row, x, y) of an image of that size; "" if nothing is."""
+    points = np.array(ties)
+    if not np.isfinite(points).all():
+        return "not all are numbers"
     points -= points.mean(0)
     extents = [np.linalg.svd(part, compute_uv=False) for part in (points[:, :2], points[:, 2:])]
+    if any(short <= FLAT * long for long, short in extents):
+        return "all on a line"
+    cols, rows = Place(None, height, width, None).outline()
     try:
-        x, y = place.ground(*place.outline())
-        met = bool(np.isfinite([x, y, *place.pixel(x, y)]).all())
-    except (RasterioError, CPLE_BaseError):
-        met = False
-    if not met or any(short <= FLAT * long for long, short in extents):
-        raise InputError(
-            f"{path}: found {len(place.ties)} ground control points that fix no place, expected some that are not on a "
-            "line and lie at different pixels and places; correct them"
-        )
+        with GCPTransformer([GroundControlPoint(row, col, x, y) for col, row, x, y in ties], tps=True) as spline:
+            back = spline.rowcol(*spline.xy(rows, cols, offset="ul"), op=lambda value: value)
+    except (RasterioError, CPLE_BaseError) as error:
+        return one_line(error)
+    # Not a number is not near, either.
+    return "" if np.abs(np.array(back) - (rows, cols)).max() < 1 else "the way there and back ends elsewhere"
 
 
 def _on_a_plane(place: Place) -> Place:

@@ -11,7 +11,7 @@ Rasters and polygons are the business of :mod:`hetecd.pair`, :mod:`hetecd.raster
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +138,7 @@ def predict_scene(
     made_from = {key: description[key] for key in description if key != "warnings"} if about.weights else None
     tally = Tally()
     with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard(work.warn):
-        again = redo or bool(work.done)  # the latter also where one that did it again was cut off
+        again = redo or bool(work.done)  # such as those of a run with --redo that was cut off
         found = read_summary(made_from, outputs) if made_from and not again else None
         if not found:
             _map_blocks(work, pair, predictor, threshold, windows, tally, progress)
@@ -161,7 +161,7 @@ def finished_scene(out_dir: Path | str, asked: str, polygons: PolygonSettings) -
         polygons: of the results.
 
     Raises:
-        InputError: a map of it was damaged or edited since.
+        InputError: a GeoTIFF of it is not as large as it was written.
     """
     started, outputs = time.monotonic(), _outputs(Path(out_dir), polygons)
     unfinished = (Path(out_dir) / FOLDER).exists()  # of another request
@@ -220,18 +220,25 @@ def _map_blocks(
         work.add(Block(window, valid_pixels), {"change": change, "probability": probability})
 
     compute, see = seen_by(predictor, pair.grid.shape, pair.read)
+    done = set(work.done)
+    # Of each panel all from the first block that is missing to the last, also what is finished in between.
+    runs = [(panel, run) for panel in panels(*pair.grid.shape) if (run := _missing(list(blocks(panel)), done))]
     with Progress(pair.grid.height * pair.grid.width, progress) as bar, behind(put_away) as put:
-        bar.skip(sum(window.height * window.width for window in work.done))
-        for panel in panels(*pair.grid.shape):
-            todo = [block for block in blocks(panel) if block not in work.done]
-            if not todo:
-                continue
-            first = todo[0].row
+        bar.skip(sum(window.height * window.width for window in done.difference(*(run for _, run in runs))))
+        for panel, run in runs:
+            first = run[0].row
             part = Window(first, panel.col, panel.height - first, panel.width)
             rows = probability_rows(pair, compute, *size, work.batch, part, tally, see)
             with closing(rows):
-                for item in _cut(rows, blocks(part), bar):
-                    put(item)
+                for item in _cut(rows, run, bar):
+                    if item[0] not in done:
+                        put(item)
+
+
+def _missing(windows: Sequence[Window], done: Collection[Window]) -> Sequence[Window]:
+    """The windows from the first to the last that is not done."""
+    at = [i for i, window in enumerate(windows) if window not in done]
+    return windows[at[0] : at[-1] + 1] if at else ()
 
 
 def _cut(rows: Iterator[Floats], windows: Iterable[Window], bar: Progress) -> Iterator[tuple[Window, Floats]]:

@@ -18,7 +18,7 @@
     classes              [{from_prob, to_prob, pixels, area_m2}]: the changed area by confidence
     histogram            {bins, pixels, area_m2}: the valid pixels by probability
     outputs, warnings, seconds
-    bytes                {name: size} of the two GeoTIFFs, by which one is known that was damaged or edited since
+    bytes                {name: size} of the two GeoTIFFs: one of another size was damaged or edited since
     asked                digest of the request, by which a finished map is known before anything is read
 
 Areas, ``pixel_m`` and ``bounds_wgs84`` are null where the grid is tied to no place on earth.
@@ -296,11 +296,11 @@ def read_summary(made_from: Mapping[str, Any], outputs: Sequence[Path]) -> dict[
     if not same or found["outputs"] != [path.name for path in outputs] or not all(map(os.path.isfile, outputs)):
         return None
     for path in outputs:
-        written = found.get("bytes", {}).get(path.name)  # older versions do not say
+        written = (found.get("bytes") or {}).get(path.name)  # older versions do not say
         if written not in (None, size := path.stat().st_size):
             raise InputError(
-                f"{path}: found {size} bytes, expected {written} as they were written; it was damaged or edited: make "
-                "it anew with --redo, or choose another folder"
+                f"{path}: found {size} bytes, expected {written} as they were written; it was damaged or edited: "
+                "delete it to have it made anew, or choose another folder"
             )
     return found
 

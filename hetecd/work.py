@@ -156,11 +156,11 @@ class Work:
                 least = entry["batch"]
             elif "warning" in entry:
                 self.warnings.append(entry["warning"])
-            else:
-                finished[Window(**entry["window"])] = entry
+            elif (window := _window_of(entry)) is not None:
+                finished[window] = entry
         with writing(self._journal):
             os.truncate(self._journal, size)
-            self._take(finished)
+        self._take(finished)
         for half_made in self.folder.glob(".hetecd-*"):
             shutil.rmtree(half_made, ignore_errors=True)
         self.batch = least if keep_batch else min(least, self.batch)
@@ -173,11 +173,8 @@ class Work:
     def _take(self, finished: Mapping[Window, Mapping[str, Any]]) -> None:
         """Count blocks as finished whose files are what was written; the others are done again."""
         for window, entry in finished.items():
-            sums = entry.get("files")
-            if sums is None:  # by a version that kept no checksums
-                continue
-            paths = {self._path(name, window): crc for name, crc in sums.items()}
-            damaged = [p for p, crc in paths.items() if not p.is_file() or zlib.crc32(p.read_bytes()) != crc]
+            sums = {self._path(name, window): crc for name, crc in entry["files"].items()}
+            damaged = [path for path, crc in sums.items() if _checksum(path) != crc]
             if damaged:
                 log.warning("%s: found this finished part gone or damaged; it is done again", damaged[0])
             else:
@@ -191,6 +188,23 @@ class Work:
                 f"{self.folder.parent}: found unfinished work with {key} {before.get(key)}, expected {now.get(key)}; "
                 "repeat that run, choose another folder, or drop the work with --redo"
             )
+
+
+def _window_of(entry: Mapping[str, Any]) -> Window | None:
+    """Where the block of a line of the journal belongs; None for a line that is damaged."""
+    try:
+        whole = bool(entry["files"].items()) == bool(entry["valid_pixels"])
+        return Window(**entry["window"]) if whole else None
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checksum(path: Path) -> int | None:
+    """CRC-32 of a file; None if it cannot be read."""
+    try:
+        return zlib.crc32(path.read_bytes())
+    except OSError:
+        return None
 
 
 def _remove(folder: Path) -> None:

@@ -346,8 +346,9 @@ def test_the_verb(misplaced_files, capsys):
     assert cli.main(["align", *map(str, misplaced_files), "--optical-bands", "2", "--sar-bands", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["moved"]
     assert cli.main(["align", *map(str, misplaced_files), "--limit", "0"]) == 1
-    assert cli.main(["align", *map(str, misplaced_files), "--sar-bands", "9"]) == 1
-    assert "sar.tif: found" in capsys.readouterr().err
+    for role in ("optical", "sar"):
+        assert cli.main(["align", *map(str, misplaced_files), f"--{role}-bands", "9"]) == 1
+        assert re.search(rf"{role}.tif: found \d bands?, expected bands \[9\]", capsys.readouterr().err)
 
 
 def test_predict_says_what_it_did(misplaced_files, decided, tmp_path):

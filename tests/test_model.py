@@ -1,6 +1,7 @@
 """The network gives the published network's numbers, and takes any size and any number of channels."""
 
 import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from hetecd import ops
 from hetecd.config import ModelConfig
 from hetecd.convert import _published_name, convert_hetecd
-from hetecd.difference import SpatialAttention, Volumes
+from hetecd.difference import SpatialAttention, Volumes, conv_gelu
 from hetecd.encoder import Attention
 from hetecd.errors import ConfigError, InputError
 from hetecd.losses import cross_entropy, fca_loss, released_dice
@@ -181,6 +182,20 @@ def test_one_banded_convolution_equals_three_3d_convolutions(slices: int) -> Non
         plain = [F.gelu(conv(volume.permute(0, 3, 1, 2)[:, None])) for conv in volumes.convs]  # (B, 1, S, h, w)
         wanted = torch.cat(plain, 1).permute(0, 3, 4, 1, 2)
         torch.testing.assert_close(volumes(volume), wanted)
+
+
+def test_without_gradients_one_volume_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def watched(*args: Any) -> Tensor:
+        assert not any(volume() is not None for volume in made)
+        made.append(weakref.ref(volume := conv_gelu(*args)))
+        return volume
+
+    monkeypatch.setattr("hetecd.difference.conv_gelu", watched)
+    with torch.no_grad():
+        Volumes()(torch.randn(1, 9, 5, 32))
+    assert len(made) == 3
 
 
 def test_folded_spatial_attention_equals_a_7x7_convolution() -> None:

@@ -158,7 +158,7 @@ def marked(tmp_path, how):
             image[:, 200:260, 290:330] = 7
             hole[200:260, 290:330] = False
         beside = how.startswith("alpha and mask")  # a mask band, which marks the left half
-        dtype = how.split()[1] if alpha and not (both or beside) else "uint16"
+        dtype = how.split()[-1] if alpha and not both else "uint16"
         opaque = {"uint16": 65535, "float32": 1e-4, "int16": -1}[dtype]  # all but 0 is valid
         masked = hole & ((np.arange(SAR.width) < 270) | (not beside))
         bands = np.concatenate([image, np.where(hole & ~(masked & beside), 0, opaque)[None]]) if alpha else image
@@ -188,7 +188,9 @@ WAYS = [
     "alpha float32",
     "mask and value",
     "alpha and value",
-    "alpha and mask",
+    "alpha and mask uint16",
+    "alpha and mask int16",
+    "alpha and mask float32",
     "alpha and mask and value",
 ]
 

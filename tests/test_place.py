@@ -133,15 +133,21 @@ def test_too_few_ground_control_points(tmp_path):
         place_of(dataset, "image")
 
 
-@pytest.mark.parametrize("how", ["on a line", "one pixel twice", "one place twice", "one place"])
+@pytest.mark.parametrize(
+    "how", ["on a line", "nearly on a line", "one pixel twice", "one place twice", "one place", "nan"]
+)
 def test_ground_control_points_that_fix_no_place(tmp_path, how):
     ties = tie_points()
-    if how == "on a line":
-        ties = [GroundControlPoint(i * 10, i * 10, 15 + i * 1e-3, 45 + i * 1e-3) for i in range(4)]
+    if how.endswith("on a line"):
+        off = 0.01 * (how == "nearly on a line")
+        ties = [GroundControlPoint(i * 10 + off * (i % 3), i * 10, 15 + i * 1e-3, 45 + i * 1e-3) for i in range(4)]
+        ties[1] = GroundControlPoint(ties[1].row, ties[1].col, ties[1].x, ties[1].y + off * 1e-4)
     elif how == "one pixel twice":
         ties.append(GroundControlPoint(ties[0].row, ties[0].col, ties[-1].x, ties[0].y))
     elif how == "one place twice":
         ties.append(GroundControlPoint(ties[0].row + 5, ties[0].col, ties[0].x, ties[0].y))
+    elif how == "nan":
+        ties[1] = GroundControlPoint(ties[1].row, ties[1].col, float("nan"), ties[1].y)
     else:
         ties = [GroundControlPoint(tie.row, tie.col, 15.0, 45.0) for tie in ties]
     with (

@@ -17,7 +17,7 @@ import pytest
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from hetecd.errors import InputError
+from hetecd.errors import InputError, OutputError
 from hetecd.modality import Focusing, uint8_modality
 from hetecd.pair import open_pair
 from hetecd.predict import predict_scene
@@ -249,6 +249,25 @@ def test_a_finished_map_that_was_damaged_or_edited_is_neither_trusted_nor_replac
     with pytest.raises(KeyboardInterrupt):
         run(files, tmp_path, stops, redo=True)
     run(files, tmp_path)  # goes on with what was asked for
+    assert content(tmp_path) == expected[0]
+
+
+def test_after_a_damaged_block_nothing_is_computed_again(files, tmp_path, expected):
+    (tmp_path / "change.tif").mkdir()
+    with pytest.raises(OutputError, match=r"change\.tif"):
+        run(files, tmp_path)
+    (tmp_path / "change.tif").rmdir()
+    (tmp_path / FOLDER / "probability_0_0.tif").write_bytes(b"damaged")
+    later = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).glob("*.tif") if "_0_0" not in path.name}
+    seen = {}
+
+    def looks(optical, sar):
+        seen.update({path: path.stat().st_mtime_ns for path in later})
+        return pointwise(optical, sar)
+
+    again = run(files, tmp_path, looks)
+    assert seen == later != {}
+    assert again.windows < run(files, tmp_path / "whole").windows / 2
     assert content(tmp_path) == expected[0]
 
 

@@ -85,11 +85,33 @@ def test_a_block_whose_file_is_not_what_was_written_is_done_again(tmp_path, what
     assert not caplog.text
 
 
-def test_blocks_of_a_version_without_checksums_are_done_again(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "damaged"),
+    [
+        ('"window"', '"wincow"'),
+        ('"row"', '"rov"'),
+        ('"valid_pixels"', '"valid_pixelr"'),
+        ('"valid_pixels": 100', '"valid_pixels": 0'),
+        ('"files"', '"giles"'),
+        ('{"probability": ', '{"probabiliti": '),
+        ('"files": {', '"files": 7, "x": {'),
+    ],
+)
+def test_a_line_that_was_damaged_does_not_count(tmp_path, written, damaged):
     cut_off(tmp_path)
     journal = tmp_path / FOLDER / "journal"
-    journal.write_text(journal.read_text().replace('"files"', '"images"'))
-    assert cut_off(tmp_path, []) == set()
+    assert written in journal.read_text()
+    journal.write_text(journal.read_text().replace(written, damaged, 1))
+    assert cut_off(tmp_path, BLOCKS[:1]) == {block.window for block in BLOCKS[1:]}
+    assert cut_off(tmp_path, []) == {block.window for block in BLOCKS}
+
+
+def test_a_part_that_cannot_be_read_is_done_again(tmp_path):
+    cut_off(tmp_path)
+    file = tmp_path / FOLDER / "probability_0_0.tif"
+    file.unlink()
+    file.mkdir()
+    assert cut_off(tmp_path, []) == {block.window for block in BLOCKS[1:]}
 
 
 def test_what_a_kill_left_half_made_is_removed(tmp_path):
