@@ -56,6 +56,20 @@ def run(files, out, predictor=pointwise, about=ABOUT, **options):
         return predict_scene(pair, predictor, out, 0.7, 128, 32, 2, about=about, **options)
 
 
+def cut_off(files, out, **options):
+    """A run that is interrupted after 20 calls of the predictor."""
+
+    def stops(optical, sar):
+        calls.append(0)
+        if len(calls) > 20:
+            raise KeyboardInterrupt
+        return pointwise(optical, sar)
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        run(files, out, stops, **options)
+
+
 def content(out):
     return {name: (out / name).read_bytes() for name in MAPS}
 
@@ -238,16 +252,7 @@ def test_a_finished_map_that_was_damaged_or_edited_is_neither_trusted_nor_replac
     with pytest.raises(InputError, match=f"probability.tif: found {len(written) - 9} bytes, expected {len(written)}"):
         run(files, tmp_path)
     assert len(path.read_bytes()) == len(written) - 9
-
-    def stops(optical, sar):
-        calls.append(0)
-        if len(calls) > 20:
-            raise KeyboardInterrupt
-        return pointwise(optical, sar)
-
-    calls = []
-    with pytest.raises(KeyboardInterrupt):
-        run(files, tmp_path, stops, redo=True)
+    cut_off(files, tmp_path, redo=True)
     run(files, tmp_path)  # goes on with what was asked for
     assert content(tmp_path) == expected[0]
 
@@ -272,15 +277,7 @@ def test_after_a_damaged_block_nothing_is_computed_again(files, tmp_path, expect
 
 
 def test_other_settings_are_refused_before_anything_is_lost(files, tmp_path):
-    def stops(optical, sar):
-        calls.append(0)
-        if len(calls) > 20:
-            raise KeyboardInterrupt
-        return pointwise(optical, sar)
-
-    calls = []
-    with pytest.raises(KeyboardInterrupt):
-        run(files, tmp_path, stops)
+    cut_off(files, tmp_path)
     journal = (tmp_path / FOLDER / "journal").read_bytes()
     with (
         open_pair(*files, "optical", ONE, ONE) as pair,
