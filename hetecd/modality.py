@@ -31,7 +31,9 @@ CLIP = (-1.0, 2.0)
 PERCENTILES = (1.0, 99.0)  # become 0 and 1
 DB_FLOOR = 1e-6  # -60 dB, below the noise floor of every spaceborne SAR
 FLAT = 0.02  # added to the deviation of a band: noise of an image without content is not blown up
-FOREIGN = 0.6  # share of values outside the range of training from which an image is of another kind
+# Share of values outside the range of training from which an image is of another kind. In OMBRIA a tile of 256 px has
+# at most 0.35, twelve neighbours together 0.11.
+FOREIGN = 0.4
 EIGHT_BIT = "8-bit"  # unit of pictures that have been stretched to 0 ... 255
 BRIGHT = 1e-4  # share of values above 255 from which an image is no such picture, whatever the others are
 
