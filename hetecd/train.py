@@ -47,6 +47,7 @@ log = logging.getLogger("hetecd")
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
+FEW_STEPS = 2000  # from random weights; four times as many than 800 made a network of one scene much better
 MOST_OVERFLOWS = 20
 MOST_WORKERS = 8  # per GPU: each reads and varies some hundred tiles of 256 px a second
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
@@ -228,6 +229,8 @@ class Training(pl.LightningModule):
         groups = parameter_groups(self.model, config)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
+        if steps < FEW_STEPS and not config.start_from and self.trainer.is_global_zero:
+            log.info(f"steps: {steps} in {config.epochs} epochs, which is few; more epochs (--epochs) give better maps")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
