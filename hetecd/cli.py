@@ -8,13 +8,14 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import hetecd
 from hetecd import network_verbs as networks
 from hetecd import scene_verbs as scenes
 from hetecd.config import checked, read_recipe
 from hetecd.errors import HetecdError, UsageError
+from hetecd.usage import explained, spelled
 
 VERBS: dict[str, tuple[Callable[[Namespace], int | None], Callable[[ArgumentParser], None]]] = {
     "train": (networks.train, networks.train_arguments),
@@ -39,21 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hetecd").setLevel(logging.INFO)
     parsers = _parsers()
-    words = _underscores(sys.argv[1:] if argv is None else argv)
-    if "--debug" in words:  # before or after the verb
+    words = spelled(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    if debug:  # before or after the verb
         words = ["--debug", *(word for word in words if word != "--debug")]
-    args = parsers[""].parse_args(words)
-    if args.verb is None:
-        parsers[""].print_help()
-        return 2
     try:
-        if args.verb == "train":
-            recipe = args.train.recipe
-            parsers["train"].set_defaults(checked(read_recipe(recipe), recipe))
-            args = parsers[""].parse_args(words)
-        return VERBS[args.verb][0](args[args.verb]) or 0
+        return _run(parsers, words)
+    except ArgumentError as error:
+        verb = next((word for word in words if word in VERBS), "")
+        flags = [flag for action in parsers[verb]._actions for flag in action.option_strings]
+        see = f"see `hetecd {f'{verb} ' if verb else ''}--help`"
+        return _fail(f"{explained(str(error), flags)}; {see}", debug, 2)
     except HetecdError as error:
-        return _fail(str(error), args.debug, 2 if isinstance(error, UsageError) else 1)
+        return _fail(str(error), debug, 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("hetecd: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -63,7 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a disk that fills up inside a library
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return _fail(f"{where}{error.strerror or error}{hint}", args.debug)
+        return _fail(f"{where}{error.strerror or error}{hint}", debug)
+
+
+def _run(parsers: dict[str, ArgumentParser], words: Sequence[str]) -> int:
+    args = parsers[""].parse_args(words)
+    if args.verb is None:
+        parsers[""].print_help()
+        return 2
+    if args.verb == "train":
+        recipe = args.train.recipe
+        parsers["train"].set_defaults(checked(read_recipe(recipe), recipe))
+        args = parsers[""].parse_args(words)
+    return VERBS[args.verb][0](args[args.verb]) or 0
 
 
 def _fail(message: str, debug: bool, code: int = 1) -> int:
@@ -75,21 +86,18 @@ def _fail(message: str, debug: bool, code: int = 1) -> int:
 
 def _parsers() -> dict[str, ArgumentParser]:
     """The parser under "", and one per verb."""
-    top = ArgumentParser(prog="hetecd", description=hetecd.__doc__.split("\n")[0], version=hetecd.__version__)
+    top = ArgumentParser(
+        prog="hetecd",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=hetecd.__doc__.split("\n")[0],
+        version=hetecd.__version__,
+    )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = top.add_subcommands(required=False, dest="verb")
     parsers = {"": top}
     for name, (run, add_arguments) in VERBS.items():
-        parsers[name] = ArgumentParser(description=run.__doc__)
+        parsers[name] = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
         add_arguments(parsers[name])
         verbs.add_subcommand(name, parsers[name], help=(run.__doc__ or "").rstrip("."))
     return parsers
-
-
-def _underscores(words: Sequence[str]) -> list[str]:
-    """--before-is and --before_is are the same flag."""
-    out = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        out.append(flag.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word)
-    return out

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import yaml
 
 from hetecd.errors import ConfigError
+from hetecd.usage import explained
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -279,7 +280,7 @@ def checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     try:
         return vars(parser.parse_object(dict(values)))
     except ArgumentError as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{source}: {explained(str(error))}") from error
 
 
 def configs(values: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from hetecd.config import Role
 from hetecd.errors import ConfigError, InputError, UsageError
 from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network
+from hetecd.usage import LISTS, explained
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hetecd")
 # What the cells of a table of pairs may hold, beside what is one word on the command line too.
-LISTS = ("optical_bands", "sar_bands", "bounds")
 YES_NO = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 # Flags for scenes, besides those of the grid, and what they may be where tiles are mapped.
 OF_SCENES = {
@@ -102,8 +102,7 @@ def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     try:
         return checker.parse_object({**vars(args), **cells, "pairs": None})
     except ArgumentError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"table: found a cell that its flag does not take ({reason}); see --help") from error
+        raise InputError(f"table: {explained(str(error))}; see `hetecd predict --help`") from error
 
 
 def _cell(key: str, text: str, given: Any) -> Any:
@@ -277,9 +276,12 @@ def serve(args: Namespace) -> None:
 
 def _band_arguments(parser: ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--optical_bands", type=int, nargs="+", default=[], help=f"bands to read, from 1; default: {default}"
+        "--optical_bands", type=tuple[int, ...], default=(), metavar="N N ...",
+        help=f"bands to read, from 1; default: {default}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sar_bands", type=tuple[int, ...], default=(), metavar="N N ...", help="the same of the SAR image"
     )
-    parser.add_argument("--sar_bands", type=int, nargs="+", default=[], help="the same of the SAR image")
 
 
 def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
@@ -301,5 +303,8 @@ def _pair_arguments(parser: ArgumentParser, nargs: str | None = None) -> None:
 def _grid_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resolution", type=float | None, help="edge of a pixel of the map, in units of its CRS")
     parser.add_argument("--crs", type=str, help="of the map, such as EPSG:32633; default: the optical image's")
-    parser.add_argument("--bounds", type=float, nargs=4, help="left bottom right top of the map, in its CRS")
+    parser.add_argument(
+        "--bounds", type=tuple[float, float, float, float] | None, metavar="LEFT BOTTOM RIGHT TOP",
+        help="edges of the map, in its CRS",
+    )  # fmt: skip
     parser.add_argument("--aoi", type=str, help="file of polygons outside of which nothing is mapped")

@@ -70,10 +70,6 @@ def test_help_names_every_verb_and_needs_no_heavy_import() -> None:
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "usage: hetecd" in capsys.readouterr().out
-    for words in (["nonsense"], ["evaluate"], ["predict", "a"], ["train", "recipes/quick.yaml"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(words)
-        assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])
     assert stop.value.code == 0
@@ -273,9 +269,9 @@ def test_bad_tiles(
     ("content", "message"),
     [
         ("epochz: 3", "unknown key 'epochz'; did you mean 'epochs'?"),
-        ("epochs: many", 'Parser key "epochs"'),
+        ("epochs: many", "epochs: found 'many', expected a whole number"),
         ("epochs: 0", "epochs: found 0, expected 1 to 100000"),
-        ("encoder: resnet", 'Parser key "encoder"'),
+        ("encoder: resnet", "encoder: found 'resnet', expected mit_b0,"),
         ("- a\n- b", "found list, expected lines of `key: value`"),
         ("a: [", "not YAML"),
         (None, "cannot read this recipe"),

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hetecd"
 # A module imports only from rows above its own.
 ROWS = [
     {"__init__"},
-    {"errors"},
+    {"errors", "usage"},
     {"config", "files", "modality", "flow", "progress", "memory", "vrt"},
     {"tiles", "metrics", "folders", "styles", "products"},
     {"info", "raster", "surroundings"},
