@@ -1,7 +1,7 @@
 """What weights make of places they do not know: `elsewhere.py [WEIGHTS ...] --data DATA`, DATA with pairs and scene_la.
 
-Each pair goes through `hetecd predict --precision bf16`, in the range of the scene where its values are foreign and,
-since it needs that, for Gloucester. Synthetic scenes (:mod:`hetecd.synth`, of seeds that no training has) are
+Each pair goes through `hetecd predict --precision bf16`, in the range of the scene where its values are foreign, and
+both dates of Gloucester in theirs. Synthetic scenes (:mod:`hetecd.synth`, of seeds that no training has) are
 reflectance and linear power, half of them in true and half in false colour. Prints a Markdown table.
 """
 

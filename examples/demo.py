@@ -7,6 +7,7 @@ Every step is a command that you can type yourself.
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ DATES = {"both": "both dates", "optical": "optical alone", "sar": "SAR alone"}
 def run(*words: object) -> None:
     """Print a command, then run it; stop the demo where it fails."""
     command = [str(word) for word in words]
-    print(f"\n$ hetecd {' '.join(command)}", flush=True)
+    print(f"\n$ hetecd {shlex.join(command)}", flush=True)
     if code := hetecd(command):
         sys.exit(code)
 

@@ -252,7 +252,7 @@ def _judge(plane: _Plane, motion: _Motion, places: Points, agree: Bools, limit_p
     elif agree.sum() < AGREE[0] or ratio < AGREE[1]:
         note = "not moved: unsure, too few tiles agree"
     elif moves_px < LEAST_PX:
-        note = f"not moved: {moves_px:.1f} px on average, and heights and shadows alone can feign {LEAST_PX} px"
+        note = f"not moved: {moves_px:.1f} px on average, and heights and shadows alone can look like {LEAST_PX} px"
     else:
         return _result(plane, motion, ratio, agree.size, f"moved, by {moves_px:.1f} px on average", moved=True)
     return _result(plane, motion, ratio, agree.size, note)

@@ -141,6 +141,8 @@ def predict_scene(
         again = redo or bool(work.done)  # such as those of a run with --redo that was cut off
         found = read_summary(made_from, outputs) if made_from and not again else None
         if not found:
+            if outputs[0].is_file():
+                log.info("%s: holds a map already, which this one replaces", out_dir)
             _map_blocks(work, pair, predictor, threshold, windows, tally, progress)
             description["warnings"] += [text for text in work.warnings if text not in description["warnings"]]
             description["asked"] = about.asked

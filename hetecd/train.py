@@ -282,7 +282,10 @@ class Training(pl.LightningModule):
         recipes = asdict(ModelConfig()) | asdict(TrainConfig()) | before["recipe"], now["recipe"]  # newer keys: default
         changed = [f"{k} {recipes[0][k]} -> {recipes[1][k]}" for k in recipes[1] if recipes[0][k] != recipes[1][k]]
         if changed:
-            raise CheckpointError(f"resume: settings differ from before ({', '.join(changed)}); use those of before")
+            raise CheckpointError(
+                f"resume: settings differ from before ({', '.join(changed)}); use those of before, "
+                "or go on from its weights in another folder (--start-from)"
+            )
         if any(before[key] != now[key] for key in ("optical", "sar", "tiles")):
             raise CheckpointError("resume: the tiles in --data are not those of before; use those, or start anew")
         self.best = before["best"]

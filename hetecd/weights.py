@@ -81,7 +81,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: missing, unreadable or no safetensors file.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
+        found = "a folder; name the file in it, such as best.safetensors" if Path(path).is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {found}; expected a .safetensors checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -378,6 +378,8 @@ def test_a_finished_scene_is_known_before_anything_is_read(
     for more in (["--threshold", "0.9"], ["--format", "fgb"], ["--redo"]):  # each is asked for something else
         run(*more)
         assert opened
+        assert f"{out}: holds a map already, which this one replaces" in caplog.messages
+        caplog.clear()
     os.utime(tmp_path / "sar.tif")  # which may be another image now
     run()
     assert opened
