@@ -47,7 +47,7 @@ log = logging.getLogger("hetecd")
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-FEW_STEPS = 2000  # from random weights; four times as many than 800 made a network of one scene much better
+FEW_STEPS = 2000  # from random weights; a network of one scene was much better for 3500 than for 880 (docs/accuracy.md)
 MOST_OVERFLOWS = 20
 MOST_WORKERS = 8  # per GPU: each reads and varies some hundred tiles of 256 px a second
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
