@@ -52,7 +52,7 @@ ROBUST_PX = (12.0, 8.0, 5.0, 3.0, 3.0)  # where a tile ceases to count, from one
 INLIER_PX = 1.5  # a tile agrees where it is that close to the motion of all
 AGREE = 4, 0.35  # tiles, and share of the tiles, that must agree
 SURE_OF_TURN = 6.0  # F value from which rotation and scale are believed
-LEAST_PX = 2.0  # less is not moved: heights and shadows can feign it
+LEAST_PX = 2.0  # less is not moved: heights and shadows can look like it
 
 Reals = NDArray[np.float64]
 Points = NDArray[np.complex128]  # places or displacements on a plane: x + i y
@@ -252,7 +252,7 @@ def _judge(plane: _Plane, motion: _Motion, places: Points, agree: Bools, limit_p
     elif agree.sum() < AGREE[0] or ratio < AGREE[1]:
         note = "not moved: unsure, too few tiles agree"
     elif moves_px < LEAST_PX:
-        note = f"not moved: {moves_px:.1f} px on average, and heights and shadows alone can look like {LEAST_PX} px"
+        note = f"not moved: {moves_px:.1f} px on average, and heights and shadows can look like {LEAST_PX} px"
     else:
         return _result(plane, motion, ratio, agree.size, f"moved, by {moves_px:.1f} px on average", moved=True)
     return _result(plane, motion, ratio, agree.size, note)

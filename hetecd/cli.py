@@ -47,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(parsers, words)
     except ArgumentError as error:
-        verb = next((word for word in words if word in VERBS), "")
+        verb = next((word for word in words if not word.startswith("-")), "")
+        verb = verb if verb in VERBS else ""
         flags = [flag for action in parsers[verb]._actions for flag in action.option_strings]
         see = f"see `hetecd {f'{verb} ' if verb else ''}--help`"
-        return _fail(f"{explained(str(error), flags)}; {see}", debug, 2)
+        return _fail(f"{explained(str(error), flags)}; {see}", False, 2)
     except HetecdError as error:
         return _fail(str(error), debug, 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:

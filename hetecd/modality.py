@@ -34,6 +34,7 @@ FLAT = 0.02  # added to the deviation of a band: noise of an image without conte
 # Share of values outside the range of training from which an image is of another kind. In OMBRIA a tile of 256 px has
 # at most 0.35, twelve neighbours together 0.11.
 FOREIGN = 0.4
+MOST = 0.6  # the same of a few windows, which may be of snow or of a lake; from here on there is a warning
 EIGHT_BIT = "8-bit"  # unit of pictures that have been stretched to 0 ... 255
 BRIGHT = 1e-4  # share of values above 255 from which an image is no such picture, whatever the others are
 
@@ -210,7 +211,7 @@ class Scaled:
         """Raw images (..., C, H, W), NaN = invalid, to what ``compute`` reads, 0 = invalid."""
         images = self.optical.normalise(raw_optical), self.sar.normalise(raw_sar)
         for name, modality, raw in (("optical", self.optical, raw_optical), ("sar", self.sar, raw_sar)):
-            if name not in self._warned and (share := modality.outlying(raw)) > FOREIGN:
+            if name not in self._warned and (share := modality.outlying(raw)) > MOST:
                 self._warned.add(name)
                 log.warning(
                     "%s: %.0f %% of the values lie outside those of training (%s to %s, %s); do not trust the map: "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hetecd.vector import PolygonSettings
 
 log = logging.getLogger("hetecd")
-# What the cells of a table of pairs may hold, beside what is one word on the command line too.
+# What a cell of a table of pairs may hold for a flag without a value.
 YES_NO = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 # Flags for scenes, besides those of the grid, and what they may be where tiles are mapped.
 OF_SCENES = {

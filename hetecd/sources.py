@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import hetecd
 from hetecd.files import sha256
 from hetecd.image import images_of
+from hetecd.modality import FOREIGN
 from hetecd.products import is_product, product_files
 from hetecd.raster import files_of, is_remote, open_raster
 
@@ -85,7 +86,8 @@ def request_of(settings: Mapping[str, Any], images: Iterable[Path | str], files:
     """
     looked = [_read_from(image) for image in images]
     stamps = [[_stamp(file) for file in together] for together in (*(found for found, _ in looked), files)]
-    asked = [hetecd.__version__, dict(settings), stamps, [read_as for _, read_as in looked]]
+    # FOREIGN too, as it decides on the scaling: where it changed, a map may be another one.
+    asked = [hetecd.__version__, FOREIGN, dict(settings), stamps, [read_as for _, read_as in looked]]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
 

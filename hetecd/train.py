@@ -47,7 +47,7 @@ log = logging.getLogger("hetecd")
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-FEW_STEPS = 2000  # from random weights; a network of one scene was much better for 3500 than for 880 (docs/accuracy.md)
+FEW_STEPS = 2000  # without weights to start from; a network of one scene is much better after 3500 than after 880
 MOST_OVERFLOWS = 20
 MOST_WORKERS = 8  # per GPU: each reads and varies some hundred tiles of 256 px a second
 BEST, LAST, STATE, LOG = "best.safetensors", "last.safetensors", "state.safetensors", "log.csv"
@@ -229,8 +229,8 @@ class Training(pl.LightningModule):
         groups = parameter_groups(self.model, config)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
-        if steps < FEW_STEPS and not config.start_from and self.trainer.is_global_zero:
-            log.info(f"steps: {steps} in {config.epochs} epochs, which is few; more epochs (--epochs) give better maps")
+        if steps < FEW_STEPS and not (config.start_from or config.encoder_weights) and self.trainer.is_global_zero:
+            log.info(f"steps: {steps} in all, which is few; more epochs (--epochs) give better maps")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -282,9 +282,10 @@ class Training(pl.LightningModule):
         recipes = asdict(ModelConfig()) | asdict(TrainConfig()) | before["recipe"], now["recipe"]  # newer keys: default
         changed = [f"{k} {recipes[0][k]} -> {recipes[1][k]}" for k in recipes[1] if recipes[0][k] != recipes[1][k]]
         if changed:
+            longer = "; to train longer, start from its weights in another folder (--start-from)"
             raise CheckpointError(
-                f"resume: settings differ from before ({', '.join(changed)}); use those of before, "
-                "or go on from its weights in another folder (--start-from)"
+                f"resume: settings differ from before ({', '.join(changed)}); use those of before"
+                + (longer if recipes[0]["epochs"] != recipes[1]["epochs"] else "")
             )
         if any(before[key] != now[key] for key in ("optical", "sar", "tiles")):
             raise CheckpointError("resume: the tiles in --data are not those of before; use those, or start anew")

@@ -4,30 +4,43 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-LISTS = ("optical_bands", "sar_bands", "bounds", "ce_weights", "val_ce_weights")  # flags that take several numbers
+# Flags that take several numbers, and at most how many.
+LISTS = {"optical_bands": 999, "sar_bands": 999, "bounds": 4, "ce_weights": 2, "val_ce_weights": 2}
 KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "tuple": "numbers"}
-NUMBERS = re.compile(r"[\d.,eE+\-\s\[\]()]+")
+BAND = r"\d{1,3}"  # no year, as a folder may be named
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 def spelled(words: Iterable[str]) -> list[str]:
     """Flags in one spelling: ``--before-is`` as ``--before_is``, ``--sar-bands 2 1`` or ``2,1`` as ``[2,1]``."""
     out: list[str] = []
-    numbers: list[str] | None = None  # of the flag before, if that takes several
+    of, numbers = "", list[str]()  # the flag that takes several, and those that it has
     for word in words:
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if flag:
             flag = flag.replace("-", "_").replace("__", "--", 1)
-            numbers = [] if flag[2:] in LISTS else None
-            out.append(flag if numbers is not None else flag + equals + value)
-        if numbers is not None and NUMBERS.fullmatch(value):
+            more = _numbers(flag[2:], value) if equals else []
+            out.append(f"{flag}=[{','.join(more)}]" if more else flag + equals + value)
+            of, numbers = ("" if equals else flag[2:]), []
+            continue
+        more = _numbers(of, word)
+        if more and len(numbers) < LISTS[of]:
             if numbers:
                 out.pop()
-            numbers += re.findall(r"[^\s,()\[\]]+", value)
+            numbers += more
             out.append(f"[{','.join(numbers)}]")
-        elif not flag or (numbers is not None and equals):
-            numbers = None
-            out.append(value)
+        else:
+            of = ""
+            out.append(word)
     return out
+
+
+def _numbers(flag: str, word: str) -> list[str]:
+    """The numbers that a word gives a flag, such as ``2``, ``2,1`` or ``[2,``; none where it is something else."""
+    if flag not in LISTS:
+        return []
+    one = BAND if flag.endswith("bands") else NUMBER
+    return re.findall(one, word) if re.fullmatch(rf"[\[(]?\s*{one}([\s,]+{one})*\s*,?\s*[\])]?", word) else []
 
 
 def explained(problem: str, flags: Collection[str] = ()) -> str:
@@ -38,28 +51,30 @@ def explained(problem: str, flags: Collection[str] = ()) -> str:
         flags: all that could have been meant, as ``--name``; none where keys are no flags.
     """
     problem = " ".join(problem.split())
-    if found := re.fullmatch(r'(?:Parser key|argument) "?([\w.]+)"?(?: element \d+)?: (.*)', problem):
+    if found := re.fullmatch(r'(?:Parser key|argument) "?([\w./-]+)"?(?: element \d+)?: ?(.*)', problem):
         key, says = found.groups()
         return f"{_flag(key, flags)}: {_value(says)}"
     if found := re.fullmatch(r"unrecognized arguments: (.*)", problem):
-        word = found[1].split()[0]
-        if not word.startswith("-"):
+        word = next((word.partition("=")[0] for word in found[1].split() if word.startswith("-")), "")
+        if not word:
             return f"found '{found[1]}' too many"
-        near = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.7)
         return f"{_hyphens(word)}: no such flag" + (f"; the nearest is {_hyphens(near[0])}" if near else "")
     if found := re.fullmatch(r"the following arguments are required: (.*)", problem):
         names = [_flag(name, flags) for name in found[1].split(", ")]
         return f"{', '.join(names)}: missing"
-    return _hyphens(problem.removeprefix("argument "))
+    return problem
 
 
 def _value(says: str) -> str:
     """Found and expected, of what jsonargparse says of a value; a message of another kind as it is."""
-    kinds = re.findall(r"Expected a (<class '\w+'>|typing\.Literal\[.*?\]|tuple with \d+)", says)
-    value = re.search(r"(?:Got value|Given value): (.*)", says)
+    kinds = re.findall(r"Expected (?:a )?(<class '\w+'>|typing\.Literal\[.*?\]|tuple with \d+)", says)
+    value = re.search(r"Given value: ?(.*)", says) or re.search(r"Got value: ?(.*)", says)
     choice = re.fullmatch(r"invalid choice: '(.*)' \(choose from (.*)\)", says)
     if choice:
         return f"found '{choice[1]}', expected {_one_of(choice[2])}"
+    if says.startswith("ignored explicit argument"):
+        return f"found {says.rsplit(maxsplit=1)[-1]}, expected no value"
     expected = [_kind(kind) for kind in kinds if "NoneType" not in kind]
     if not expected or not value:
         return says
@@ -81,6 +96,8 @@ def _one_of(names: str) -> str:
 
 def _flag(key: str, flags: Collection[str]) -> str:
     """A key as it is typed: ``--sar-bands`` for predict.sar_bands, BEFORE for a word without a flag."""
+    if key.startswith("-"):
+        return _hyphens(key)
     name = key.rpartition(".")[2]
     if not flags:
         return name

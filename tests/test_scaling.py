@@ -70,6 +70,16 @@ def test_another_range_becomes_that_of_training(
     assert "do not trust the map" in caplog.text
 
 
+@pytest.mark.parametrize(("share", "scaled"), [(0.35, False), (0.5, True)])
+def test_two_fifths_outside_make_an_image_of_another_kind(
+    tmp_path: Path, share: float, scaled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bright = np.where(RNG.random(BRIGHT.shape) < share, BRIGHT + 201, BRIGHT)
+    _mapped(tmp_path / "a", bright, BACKSCATTER, (OPTICAL, DECIBELS))
+    assert ("optical: scaled by the range of this scene" in caplog.text) is scaled
+    assert "do not trust" not in caplog.text
+
+
 def test_power_for_weights_of_8_bit_pictures_goes_through_decibels(tmp_path: Path) -> None:
     known = (OPTICAL, Modality((1,), (38.0,), (237.0,)))
     picture = (BACKSCATTER + 22) / 20 * (237 - 38) + 38

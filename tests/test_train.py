@@ -72,7 +72,7 @@ def test_a_training_leaves_what_it_promises(tiles: Path, tmp_path: Path, caplog:
     }
     assert "held out" in caplog.text
     assert "epoch 2/2" in caplog.text
-    assert "in 2 epochs, which is few" in caplog.text
+    assert "in all, which is few" in caplog.text
     rows = _rows(out)
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"loss", "loss_ce", "loss_dice", "loss_fca", "val_loss", "val_iou", "lr", "seconds"} <= rows[0].keys()
