@@ -102,7 +102,7 @@ def _with_row(args: Namespace, row: Mapping[str, str]) -> Namespace:
     try:
         return checker.parse_object({**vars(args), **cells, "pairs": None})
     except ArgumentError as error:
-        raise InputError(f"table: {explained(str(error))}; see `hetecd predict --help`") from error
+        raise InputError(f"{explained(str(error))}, in the table of pairs; see `hetecd predict --help`") from error
 
 
 def _cell(key: str, text: str, given: Any) -> Any:

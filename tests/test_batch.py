@@ -143,26 +143,26 @@ def test_the_command(tmp_path, capsys, caplog, monkeypatch):
 
 
 def test_cells_are_read_as_the_flags_of_their_columns():
-    given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o", "--tta", "--optical_bands", "3"])
+    given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o", "--tta", "--optical_bands", "[3]"])
     row = {"before": "a", "after": "b", "out": "o/b"}
     plain = _with_row(given, row)
-    assert (plain.tta, plain.report, plain.optical_bands, plain.bounds) == (True, False, [3], None)
+    assert (plain.tta, plain.report, plain.optical_bands, plain.bounds) == (True, False, (3,), None)
     cells = {"tta": "false", "report": "Yes", "sar_bands": "1", "optical_bands": "[4, 3, 2]", "bounds": "-1e5 0,1 2.5"}
     read = _with_row(given, row | cells)
-    assert (read.tta, read.report, read.sar_bands, read.optical_bands) == (False, True, [1], [4, 3, 2])
-    assert read.bounds == [-1e5, 0, 1, 2.5]
+    assert (read.tta, read.report, read.sar_bands, read.optical_bands) == (False, True, (1,), (4, 3, 2))
+    assert read.bounds == (-1e5, 0, 1, 2.5)
 
 
 @pytest.mark.parametrize(
     ("key", "cell", "expected"),
     [
         ("bounds", "1 2 3", "four numbers"), ("sar_bands", "VV", "numbers"), ("tta", "maybe", "one of true, false"),
-        ("tile", "wide", "int"), ("scaling", "own", "auto"),
+        ("tile", "wide", "a whole number"), ("scaling", "own", "auto"),
     ],
 )  # fmt: skip
 def test_cells_that_say_nothing(key, cell, expected):
     given = predict_parser().parse_args(["--pairs", "x.csv", "--out", "o"])
-    with pytest.raises(InputError, match=r"^\w+: found .*(in the table|a cell)") as error:
+    with pytest.raises(InputError, match=r"^\w+: found .*in the table") as error:
         _with_row(given, {"before": "a", "after": "b", "out": "o/b", key: cell})
     assert all(word in str(error.value) for word in (key, cell, expected))
     assert "\n" not in str(error.value)
