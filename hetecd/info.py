@@ -53,7 +53,8 @@ class ModelInfo:
         Raises:
             ConfigError: not as many bands as the network reads.
         """
-        return dataclasses.replace(self, optical=self.optical.reading(optical_bands), sar=self.sar.reading(sar_bands))
+        optical = self.optical.reading(optical_bands, "optical bands")
+        return dataclasses.replace(self, optical=optical, sar=self.sar.reading(sar_bands, "SAR bands"))
 
     def scaled(self, compute: Predictor) -> Scaled:
         """The network as a predictor of raw images, given what computes it from normalised ones."""

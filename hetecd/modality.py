@@ -75,12 +75,14 @@ class Modality:
         """Number of channels the network reads."""
         return len(self.bands)
 
-    def reading(self, bands: Sequence[int]) -> "Modality":
-        """The same for an image that has what it wants in other bands; none = as they are."""
+    def reading(self, bands: Sequence[int], name: str = "bands") -> "Modality":
+        """The same for an image with these bands in other places; none = as they are. An error calls them ``name``."""
         if not bands:
             return self
         if len(bands) != self.channels:
-            raise ConfigError(f"bands: found {list(bands)}, expected {self.channels}, as the weights read")
+            raise ConfigError(
+                f"{name}: found {list(bands)}, expected {self.channels}: one for each that the weights read, in order"
+            )
         return replace(self, bands=tuple(bands))
 
     def in_unit(self, kind: str) -> "Modality":

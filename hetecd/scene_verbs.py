@@ -84,7 +84,9 @@ def predict_arguments(parser: ArgumentParser) -> None:
 def predict(args: Namespace) -> None:
     """Map a pair of rasters, two folders of tiles, or many pairs."""
     if bool(args.pairs) == bool(args.before) or bool(args.before) != bool(args.after):
-        raise UsageError("predict: found one image or too many, expected BEFORE and AFTER, or --pairs FILE; name those")
+        raise UsageError(
+            "predict: found neither two images nor a table alone, expected BEFORE and AFTER, or --pairs FILE"
+        )
     if not args.pairs:
         return _predict_pair(args, open_network)
     from hetecd.batch import read_pairs, run_pairs

@@ -265,7 +265,9 @@ def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precisi
             raise RuntimeError("it holds no numbers")
         model = copy.deepcopy(model).eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from error
+        reason = str(error).splitlines()[0]
+        reason = "no kind of device" if "at start of device string" in reason else reason
+        raise ConfigError(f"device: {device!r} cannot be used ({reason}); try cpu, cuda or auto") from error
     if precision == "f16" and kind == "cpu":
         raise ConfigError("precision: found f16 on the CPU, expected f32 or bf16; f16 is for GPUs")
     dtype = DTYPES[precision_on(kind, precision)]

@@ -96,6 +96,13 @@ def test_wrong_number_of_channels() -> None:
         TWO.normalise(np.zeros((3, 4, 4), np.float32))
 
 
+def test_other_bands_are_as_many() -> None:
+    assert TWO.reading([7, 3]).bands == (7, 3)
+    assert TWO.reading([]) == TWO
+    with pytest.raises(ConfigError, match=r"^SAR bands: found \[7\], expected 2: one for each"):
+        TWO.reading([7], "SAR bands")
+
+
 @pytest.mark.parametrize(
     ("bands", "low", "high", "says"),
     [
