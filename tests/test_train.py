@@ -393,10 +393,15 @@ def test_a_gradient_that_overflows_leaves_the_weights_alone_and_in_the_end_stops
         step(math.nan)
 
 
-def test_a_training_can_start_from_another_and_ends_calibrated(tiles: Path, tmp_path: Path) -> None:
+def test_a_training_can_start_from_another_and_ends_calibrated(
+    tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = fit(tiles, tmp_path / "first", MODEL, _config(epochs=1), hardware=CPU)
+    caplog.set_level("INFO", logger="hetecd")
     again = _config(epochs=1, lr=0.0, ema=0.5, start_from=str(first), calibrate=True)
     second = fit(tiles, tmp_path / "second", MODEL, again, hardware=CPU)
+    assert "held out" in caplog.text
+    assert "which is few" not in caplog.text  # it was trained before
     before, after = hetecd.load(first), hetecd.load(second)
     assert before.info is not None
     assert after.info is not None
