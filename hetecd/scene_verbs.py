@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from hetecd.config import Role
 from hetecd.errors import ConfigError, InputError, UsageError
 from hetecd.flags import DEFAULT_WEIGHTS, Network, device_arguments, fill, open_network
-from hetecd.usage import LISTS, explained
+from hetecd.usage import LISTS, explained, numbers_in
 
 if TYPE_CHECKING:
     from hetecd.info import ModelInfo
@@ -111,10 +111,7 @@ def _cell(key: str, text: str, given: Any) -> Any:
     """What a cell says of a flag: several numbers, yes or no, or text that the parser understands."""
     if key in LISTS:
         kind = float if key == "bounds" else int
-        try:
-            numbers = [kind(number) for number in text.strip("[]").replace(",", " ").split()]
-        except ValueError:
-            numbers = []
+        numbers = [kind(number) for number in numbers_in(key, text)]
         if not numbers or (key == "bounds" and len(numbers) != 4):
             many = "four numbers" if key == "bounds" else "numbers"
             raise InputError(f"{key}: found {text!r} in the table, expected {many} with blanks between")

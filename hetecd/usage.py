@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 # Flags that take several numbers, and at most how many.
 LISTS = {"optical_bands": 999, "sar_bands": 999, "bounds": 4, "ce_weights": 2, "val_ce_weights": 2}
@@ -19,11 +19,11 @@ def spelled(words: Iterable[str]) -> list[str]:
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if flag:
             flag = flag.replace("-", "_").replace("__", "--", 1)
-            more = _numbers(flag[2:], value) if equals else []
+            more = numbers_in(flag[2:], value) if equals else []
             out.append(f"{flag}=[{','.join(more)}]" if more else flag + equals + value)
             of, numbers = ("" if equals else flag[2:]), []
             continue
-        more = _numbers(of, word)
+        more = numbers_in(of, word)
         if more and len(numbers) < LISTS[of]:
             if numbers:
                 out.pop()
@@ -35,7 +35,7 @@ def spelled(words: Iterable[str]) -> list[str]:
     return out
 
 
-def _numbers(flag: str, word: str) -> list[str]:
+def numbers_in(flag: str, word: str) -> list[str]:
     """The numbers that a word gives a flag, such as ``2``, ``2,1`` or ``[2,``; none where it is something else."""
     if flag not in LISTS:
         return []
@@ -90,7 +90,7 @@ def _kind(name: str) -> str:
 
 
 def _one_of(names: str) -> str:
-    words: Sequence[str] = [name.strip(" '\"") for name in names.split(",")]
+    words = [name.strip(" '\"") for name in names.split(",")]
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
