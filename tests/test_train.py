@@ -398,6 +398,7 @@ def test_a_training_can_start_from_another_and_ends_calibrated(
 ) -> None:
     first = fit(tiles, tmp_path / "first", MODEL, _config(epochs=1), hardware=CPU)
     caplog.set_level("INFO", logger="hetecd")
+    caplog.clear()  # the level may have been that before
     again = _config(epochs=1, lr=0.0, ema=0.5, start_from=str(first), calibrate=True)
     second = fit(tiles, tmp_path / "second", MODEL, again, hardware=CPU)
     assert "held out" in caplog.text
