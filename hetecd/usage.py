@@ -53,13 +53,15 @@ def explained(problem: str, flags: Collection[str] = ()) -> str:
     problem = " ".join(problem.split())
     if found := re.fullmatch(r'(?:Parser key|argument) "?([\w./-]+)"?(?: element \d+)?: ?(.*)', problem):
         key, says = found.groups()
-        return f"{_flag(key, flags)}: {_value(says)}"
+        value = _value(says)
+        if value == says and key.rpartition(".")[2] in LISTS:  # such as {1}, which YAML takes for a mapping
+            value = "found no numbers, expected some with blanks between them"
+        return f"{_flag(key, flags)}: {value}"
     if found := re.fullmatch(r"unrecognized arguments: (.*)", problem):
         word = next((word.partition("=")[0] for word in found[1].split() if word.startswith("-")), "")
         if not word:
             return f"found '{found[1]}' too many"
-        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.7)
-        return f"{_hyphens(word)}: no such flag" + (f"; the nearest is {_hyphens(near[0])}" if near else "")
+        return f"{_hyphens(word)}: no such flag{_nearest(word, flags)}"
     if found := re.fullmatch(r"the following arguments are required: (.*)", problem):
         names = [_flag(name, flags) for name in found[1].split(", ")]
         return f"{', '.join(names)}: missing"
@@ -72,7 +74,7 @@ def _value(says: str) -> str:
     value = re.search(r"Given value: ?(.*)", says) or re.search(r"Got value: ?(.*)", says)
     choice = re.fullmatch(r"invalid choice: '(.*)' \(choose from (.*)\)", says)
     if choice:
-        return f"found '{choice[1]}', expected {_one_of(choice[2])}"
+        return f"found '{choice[1]}', expected {_one_of(choice[2])}{_nearest(choice[1], _names(choice[2]))}"
     if says.startswith("ignored explicit argument"):
         return f"found {says.rsplit(maxsplit=1)[-1]}, expected no value"
     expected = [_kind(kind) for kind in kinds if "NoneType" not in kind]
@@ -89,8 +91,17 @@ def _kind(name: str) -> str:
     return KINDS.get(name.split("'")[1], name)
 
 
-def _one_of(names: str) -> str:
-    words = [name.strip(" '\"") for name in names.split(",")]
+def _nearest(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"; the nearest is {_hyphens(near[0])}" if near else ""
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip(" '\"") for name in listed.split(",")]
+
+
+def _one_of(listed: str) -> str:
+    words = _names(listed)
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 

@@ -10,6 +10,7 @@ from hetecd.usage import spelled
     ("words", "says"),
     [
         ("nonsense", "VERB: found 'nonsense', expected train, evaluate, inspect,"),
+        ("predict a b -o m --bounds {1}", "--bounds: found no numbers, expected some with blanks between them; see"),
         ("evaluate", "--data: missing; see `hetecd evaluate --help`"),
         ("predict a b", "--out: missing; see `hetecd predict --help`"),
         ("align a", "AFTER: missing; see `hetecd align --help`"),
@@ -58,3 +59,8 @@ def test_what_is_typed_wrong_is_one_line(words: str, says: str, capsys: pytest.C
 )
 def test_flags_have_one_spelling(words: str, same: str) -> None:
     assert spelled(words.split()) == same.split()
+
+
+def test_a_mistyped_verb_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predct", "a", "b"]) == 2
+    assert "or synth; the nearest is predict; see `hetecd --help`" in capsys.readouterr().err
