@@ -54,8 +54,8 @@ def explained(problem: str, flags: Collection[str] = ()) -> str:
     if found := re.fullmatch(r'(?:Parser key|argument) "?([\w./-]+)"?(?: element \d+)?: ?(.*)', problem):
         key, says = found.groups()
         value = _value(says)
-        if value == says and key.rpartition(".")[2] in LISTS:  # such as {1}, which YAML takes for a mapping
-            value = "found no numbers, expected some with blanks between them"
+        if says.startswith("unsupported operand"):  # {1}, which YAML takes for a mapping, as numbers
+            value = "found something else, expected numbers"
         return f"{_flag(key, flags)}: {value}"
     if found := re.fullmatch(r"unrecognized arguments: (.*)", problem):
         word = next((word.partition("=")[0] for word in found[1].split() if word.startswith("-")), "")
@@ -80,12 +80,13 @@ def _value(says: str) -> str:
     expected = [_kind(kind) for kind in kinds if "NoneType" not in kind]
     if not expected or not value:
         return says
-    return f"found '{value[1]}', expected {' or '.join(dict.fromkeys(expected))}"
+    nearest = _nearest(value[1], [name for kind in kinds if "Literal" in kind for name in _names(_listed(kind))])
+    return f"found '{value[1]}', expected {' or '.join(dict.fromkeys(expected))}{nearest}"
 
 
 def _kind(name: str) -> str:
     if "Literal" in name:
-        return _one_of(name[name.index("[") + 1 : -1])
+        return _one_of(_listed(name))
     if name.startswith("tuple"):
         return f"{name.rsplit(maxsplit=1)[-1]} numbers"
     return KINDS.get(name.split("'")[1], name)
@@ -94,6 +95,10 @@ def _kind(name: str) -> str:
 def _nearest(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; the nearest is {_hyphens(near[0])}" if near else ""
+
+
+def _listed(literal: str) -> str:
+    return literal[literal.index("[") + 1 : -1]
 
 
 def _names(listed: str) -> list[str]:

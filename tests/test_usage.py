@@ -10,7 +10,7 @@ from hetecd.usage import spelled
     ("words", "says"),
     [
         ("nonsense", "VERB: found 'nonsense', expected train, evaluate, inspect,"),
-        ("predict a b -o m --bounds {1}", "--bounds: found no numbers, expected some with blanks between them; see"),
+        ("predict a b -o m --bounds {1}", "--bounds: found something else, expected numbers; see"),
         ("evaluate", "--data: missing; see `hetecd evaluate --help`"),
         ("predict a b", "--out: missing; see `hetecd predict --help`"),
         ("align a", "AFTER: missing; see `hetecd align --help`"),
@@ -61,6 +61,14 @@ def test_flags_have_one_spelling(words: str, same: str) -> None:
     assert spelled(words.split()) == same.split()
 
 
-def test_a_mistyped_verb_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["predct", "a", "b"]) == 2
-    assert "or synth; the nearest is predict; see `hetecd --help`" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        ("predct a b", "or synth; the nearest is predict; see `hetecd --help`\n"),
+        ("predict a b -o m --runtime onxn", "openvino or onnx; the nearest is onnx; see `hetecd predict --help`\n"),
+        ("predict a b -o m --runtime gpu", "openvino or onnx; see `hetecd predict --help`\n"),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest(words: str, ends: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 2
+    assert capsys.readouterr().err.endswith(ends)
