@@ -298,7 +298,6 @@ def main() -> None:
 
 def without_dropout(net: HeteCD) -> HeteCD:
     """The plain transcription has no dropout; neither has what is compared with it."""
-    net.decoder.dropout = 0.0
     for module in net.modules():
         for name in ("dropout", "drop_path"):
             if isinstance(getattr(module, name, None), float):

@@ -57,6 +57,7 @@ class ModelConfig:
             between scenes as a whole.
         deep_supervision: a small head at each scale, used in training alone.
         detail: look at both images at half their size, too, and give logits at this size; otherwise at a quarter.
+        correlation: compare also whether both images vary alike around each place, whatever their greys.
         modalities: "optical" or "sar" blanks the other input, for controls that must not see both dates.
     """
 
@@ -71,6 +72,7 @@ class ModelConfig:
     token_dropout: bool = True
     standardise: bool = False
     detail: bool = False
+    correlation: bool = False
     deep_supervision: bool = False
     modalities: Modalities = "both"
 

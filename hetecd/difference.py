@@ -1,4 +1,4 @@
-"""The 3D spatio-temporal attention difference block (Jing et al. 2025).
+"""The 3D spatio-temporal attention difference block (Jing et al. 2025), and a correlation of our own beside it.
 
 Two maps of D channels, one per date, become one volume whose 2D depth slices alternate between the dates. Small 3D
 convolutions compare neighbouring slices, attention over depth and over space weighs them, 2D convolutions sum up.
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetecd.ops import Conv3x3, Linear, conv_gelu, linear, reusable
+from hetecd.config import ModelConfig
+from hetecd.ops import Conv3x3, ConvNorm, Linear, conv_gelu, linear, reusable
 
 KERNELS = (3, 5, 7)  # spatial size of the three 3D convolutions; all are 3 deep
 OUT = 16  # slices that one block computes; it reads two more. 16 fills the vector registers of every CPU.
@@ -142,30 +143,84 @@ class ConvReluNorm(nn.Module):
         return self.dropout(self.norm(self.conv(x).relu_()))
 
 
+class Correlation(nn.Module):
+    """Whether two maps vary alike around each place. It looks ``REACH`` rows and columns far.
+
+    Of an unchanged place optical and SAR share the outlines, not the greys. So the mean of a window is taken from both
+    maps, and what is left is compared, channel by channel: its cosine within such a window, which is near the
+    correlation coefficient.
+
+    Args:
+        width: channels D of both inputs and of the output.
+        dropout: channel dropout before the last convolution.
+    """
+
+    WINDOW = 7
+    REACH = 2 * (WINDOW // 2) + 1  # the mean, the cosine, a 3x3 convolution
+    FLOOR = 1e-2  # added to variances, which in trained networks are 0.02 to 0.15: what hardly varies says little
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(
+            ConvNorm(width, width), nn.ReLU(True), nn.Dropout2d(dropout), nn.Conv2d(width, width, 1)
+        )
+
+    def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
+        """Two maps (B, h, w, D) -> (B, D, h, w)."""
+        return self.mix(self.cosines(optical, sar))
+
+    def cosines(self, optical: Tensor, sar: Tensor) -> Tensor:
+        """Two maps (B, h, w, D) -> (B, D, h, w), -1 to 1 but for rounding, near 0 where a map is flat."""
+        maps = (x.permute(0, 3, 1, 2) for x in (optical, sar))
+        a, b = (x - self._mean(x) for x in maps)
+        scale_a, scale_b = ((self._mean(x.square()) + self.FLOOR).rsqrt() for x in (a, b))
+        return self._mean(a * b) * scale_a * scale_b
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Over the window, (B, D, h, w) -> (B, D, h, w)."""
+        for kernel in ((self.WINDOW, 1), (1, self.WINDOW)):
+            padding = kernel[0] // 2, kernel[1] // 2
+            x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
+        return x
+
+
 class Difference(nn.Module):
     """Two maps in, their difference out. It looks ``REACH`` rows and columns far.
 
     Args:
-        width: channels D of both inputs and of the output.
-        dropout: channel dropout after each of the two last convolutions.
-        rescaled: multiply the attention maps by 2D and 2, so that an untrained block is near the identity. As
-            published (False), softmax over 2D slices and sigmoid leave about 1/4D of the signal.
+        config: of the network. With ``attention: rescaled`` the attention maps are multiplied by 2D and 2, so that an
+            untrained block is near the identity; as published, softmax over 2D slices and sigmoid leave about 1/4D of
+            the signal.
     """
 
-    REACH = KERNELS[-1] // 2 + SpatialAttention.SIZE // 2 + 1
+    REACH = max(KERNELS[-1] // 2 + SpatialAttention.SIZE // 2 + 1, Correlation.REACH)
 
-    def __init__(self, width: int, dropout: float, rescaled: bool) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        slices = 2 * width
+        width, slices, rescaled = config.width, 2 * config.width, config.attention == "rescaled"
+        self.dropout, self.token_dropout = config.decoder_dropout, config.token_dropout
         self.volumes = Volumes()
         self.temporal = TemporalAttention(slices, float(slices) if rescaled else 1.0)
         self.spatial = SpatialAttention(slices, 2.0 if rescaled else 1.0)
-        self.fuse = ConvReluNorm(len(KERNELS) * slices, slices, 3, dropout)
-        self.reduce = ConvReluNorm(slices, width, 1, dropout)
+        self.fuse = ConvReluNorm(len(KERNELS) * slices, slices, 3, self.dropout)
+        self.reduce = ConvReluNorm(slices, width, 1, self.dropout)
+        self.correlation = Correlation(width, self.dropout) if config.correlation else None
 
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
         """Two maps (B, h, w, D) -> (B, D, h, w), channels-last in memory."""
-        volume = torch.stack((optical, sar), dim=-1).flatten(-2)  # (B, h, w, 2D), slices alternate between the dates
+        # The dropped ones are not for the correlation: it knows no gain that could make up for what is missing.
+        dropped = [self.drop(x) for x in (optical, sar)]
+        volume = torch.stack(dropped, dim=-1).flatten(-2)  # (B, h, w, 2D), slices alternate between the dates
         x = self.spatial(self.temporal(self.volumes(volume)))  # (B, h, w, 3, 2D)
         x = x.flatten(-2).permute(0, 3, 1, 2)  # (B, 6D, h, w)
-        return self.reduce(self.fuse(x))
+        x = self.reduce(self.fuse(x))
+        return x if self.correlation is None else x + self.correlation(optical, sar)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Some channels, or with ``token_dropout`` places, of a map (B, h, w, D) as zeros, in training."""
+        if not self.training or self.dropout == 0.0:
+            return x
+        B, h, w, D = x.shape
+        shape = (B, h, w, 1) if self.token_dropout else (B, 1, 1, D)
+        keep = torch.rand(shape, device=x.device) >= self.dropout
+        return x * (keep / (1.0 - self.dropout)).to(x.dtype)

@@ -88,6 +88,8 @@ class GraphDifference(nn.Module):
         self.slices = temporal.linear.out_features
         groups = -(-self.slices // OUT)
         self.project = _project_to_blocks(project, groups)
+        self.correlation = difference.correlation
+        self.project_alone = None if self.correlation is None else project
         self.volumes = nn.ModuleList(_grouped(conv, groups) for conv in difference.volumes.convs)
         self.temporal = _pointwise(temporal.linear.weight, temporal.linear.bias)
         # The gains of both attentions are constants: they move into the weights that come next.
@@ -107,6 +109,13 @@ class GraphDifference(nn.Module):
             # Softmax over the last axis is the one that every runtime has a fast form of.
             v = v * self.temporal(v).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
             volumes.append(v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid())
+        d = self._sum_up(volumes)
+        if self.correlation is None or self.project_alone is None:
+            return d
+        return d + self.correlation(self.project_alone(optical), self.project_alone(sar))
+
+    def _sum_up(self, volumes: Sequence[Tensor]) -> Tensor:
+        """Three volumes (B, S, h, w) -> (B, D, h, w)."""
         if not isinstance(self.fuse, Winograd):
             return self.reduce(self.norm(self.fuse(volumes).relu()))
         parts = [self.reduce(self.norm(part.relu())) for part in self.fuse(volumes)]

@@ -176,11 +176,8 @@ class Decoder(nn.Module):
     def __init__(self, channels: tuple[int, ...], config: ModelConfig, image_channels: int) -> None:
         super().__init__()
         D = config.width
-        dropout = config.decoder_dropout
-        self.dropout = dropout
-        self.token_dropout = config.token_dropout
         self.project = nn.ModuleList(Linear(c, D) for c in channels)
-        self.difference = nn.ModuleList(Difference(D, dropout, config.attention == "rescaled") for _ in channels)
+        self.difference = nn.ModuleList(Difference(config) for _ in channels)
         self.heads = nn.ModuleList(nn.Conv2d(D, 2, 1) for _ in channels if config.deep_supervision)
         self.fuse = nn.Conv2d(len(channels) * D, D, 1)  # reads the scales from coarse to fine
         self.fuse_norm = nn.BatchNorm2d(D)
@@ -234,17 +231,8 @@ class Decoder(nn.Module):
 
     def _compare(self, i: int, optical: Tensor, sar: Tensor) -> Tensor:
         """Two maps (B, C_i, h, w) of stage i -> (B, D, h, w)."""
-        return self.difference[i](self._tokens(i, optical), self._tokens(i, sar))
-
-    def _tokens(self, i: int, x: Tensor) -> Tensor:
-        """(B, C_i, h, w) -> (B, h, w, D)."""
-        x = self.project[i](x.permute(0, 2, 3, 1))
-        if not self.training or self.dropout == 0.0:
-            return x
-        B, h, w, D = x.shape
-        shape = (B, h, w, 1) if self.token_dropout else (B, 1, 1, D)
-        keep = torch.rand(shape, device=x.device) >= self.dropout
-        return x * (keep / (1.0 - self.dropout)).to(x.dtype)
+        tokens = (self.project[i](x.permute(0, 2, 3, 1)) for x in (optical, sar))  # (B, h, w, D) each
+        return self.difference[i](*tokens)
 
 
 def standardised(image: Tensor) -> Tensor:

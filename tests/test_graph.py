@@ -12,6 +12,7 @@ CASES = {
     "rescaled": {"encoder": "pvt_v2_b0", "width": 12, "attention": "rescaled"},  # 24 slices: the last group is not full
     "one date": {"encoder": "mit_b0", "width": 8, "attention": "rescaled", "modalities": "optical"},
     "residual": {"encoder": "residual_s", "width": 8, "attention": "rescaled", "standardise": True, "detail": True},
+    "correlation": {"encoder": "residual_s", "width": 8, "attention": "rescaled", "correlation": True},
 }
 
 

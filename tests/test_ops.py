@@ -203,7 +203,8 @@ def test_network_of_plain_operations_is_the_same(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("bf16", [False, True])
 def test_frozen_norms_are_part_of_their_convolutions(bf16: bool) -> None:
     torch.manual_seed(0)
-    net = HeteCD(ModelConfig(encoder="residual_s", width=16, detail=True, standardise=True, dropout=0)).train()
+    config = ModelConfig("residual_s", width=16, detail=True, standardise=True, correlation=True, dropout=0)
+    net = HeteCD(config).train()
     images = torch.rand(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -216,7 +217,8 @@ def test_frozen_norms_are_part_of_their_convolutions(bf16: bool) -> None:
         frozen = freeze(copy.deepcopy(net), torch.bfloat16 if bf16 else torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = frozen(*images).float().softmax(1)
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.optical_encoder.modules())
+        for part in (frozen.optical_encoder, frozen.decoder.difference[0].correlation):
+            assert not any(isinstance(m, nn.BatchNorm2d) for m in part.modules())
         assert float(wanted.std()) > 1e-3
         torch.testing.assert_close(found, wanted, atol=2e-2 if bf16 else 1e-5, rtol=0)
         again = freeze(frozen)  # nothing is left to do

@@ -122,7 +122,7 @@ def test_without_validation_all_tiles_train_and_the_last_epoch_is_kept(
 
 
 def test_every_loss_that_is_asked_for_is_logged_and_trains(tiles: Path, tmp_path: Path) -> None:
-    model = replace(MODEL, encoder="residual_s", deep_supervision=True, detail=True, standardise=True)
+    model = replace(MODEL, encoder="residual_s", deep_supervision=True, detail=True, standardise=True, correlation=True)
     config = _config(lovasz_weight=0.5, alignment="label_aware", fca_weight=0.3, fca_schedule="constant", rotate=90)
     fit(tiles, tmp_path / "run", model, config, hardware=CPU)
     for row in _rows(tmp_path / "run"):
