@@ -89,7 +89,7 @@ class GraphDifference(nn.Module):
         groups = -(-self.slices // OUT)
         self.project = _project_to_blocks(project, groups)
         self.correlation = difference.correlation
-        self.project_alone = None if self.correlation is None else project
+        self.project_alone = project  # what the correlation reads; a graph without one leaves it out
         self.volumes = nn.ModuleList(_grouped(conv, groups) for conv in difference.volumes.convs)
         self.temporal = _pointwise(temporal.linear.weight, temporal.linear.bias)
         # The gains of both attentions are constants: they move into the weights that come next.
@@ -110,7 +110,7 @@ class GraphDifference(nn.Module):
             v = v * self.temporal(v).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
             volumes.append(v * self.sum_rows(self.sum_columns(self.taps(v))).sigmoid())
         d = self._sum_up(volumes)
-        if self.correlation is None or self.project_alone is None:
+        if self.correlation is None:
             return d
         return d + self.correlation(self.project_alone(optical), self.project_alone(sar))
 

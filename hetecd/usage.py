@@ -53,10 +53,7 @@ def explained(problem: str, flags: Collection[str] = ()) -> str:
     problem = " ".join(problem.split())
     if found := re.fullmatch(r'(?:Parser key|argument) "?([\w./-]+)"?(?: element \d+)?: ?(.*)', problem):
         key, says = found.groups()
-        value = _value(says)
-        if says.startswith("unsupported operand"):  # {1}, which YAML takes for a mapping, as numbers
-            value = "found something else, expected numbers"
-        return f"{_flag(key, flags)}: {value}"
+        return f"{_flag(key, flags)}: {_value(says)}"
     if found := re.fullmatch(r"unrecognized arguments: (.*)", problem):
         word = next((word.partition("=")[0] for word in found[1].split() if word.startswith("-")), "")
         if not word:
@@ -77,16 +74,18 @@ def _value(says: str) -> str:
         return f"found '{choice[1]}', expected {_one_of(choice[2])}{_nearest(choice[1], _names(choice[2]))}"
     if says.startswith("ignored explicit argument"):
         return f"found {says.rsplit(maxsplit=1)[-1]}, expected no value"
+    if says.startswith("unsupported operand"):  # {1}, which YAML takes for a mapping, as numbers
+        return "found something else, expected numbers"
     expected = [_kind(kind) for kind in kinds if "NoneType" not in kind]
     if not expected or not value:
         return says
-    nearest = _nearest(value[1], [name for kind in kinds if "Literal" in kind for name in _names(_listed(kind))])
+    nearest = _nearest(value[1], [name for kind in kinds if "Literal" in kind for name in _names(kind)])
     return f"found '{value[1]}', expected {' or '.join(dict.fromkeys(expected))}{nearest}"
 
 
 def _kind(name: str) -> str:
     if "Literal" in name:
-        return _one_of(_listed(name))
+        return _one_of(name)
     if name.startswith("tuple"):
         return f"{name.rsplit(maxsplit=1)[-1]} numbers"
     return KINDS.get(name.split("'")[1], name)
@@ -97,11 +96,9 @@ def _nearest(word: str, known: Collection[str]) -> str:
     return f"; the nearest is {_hyphens(near[0])}" if near else ""
 
 
-def _listed(literal: str) -> str:
-    return literal[literal.index("[") + 1 : -1]
-
-
 def _names(listed: str) -> list[str]:
+    """Those in ``typing.Literal['a', 'b']`` or ``'a', 'b'``."""
+    listed = listed.removeprefix("typing.Literal[").removesuffix("]")
     return [name.strip(" '\"") for name in listed.split(",")]
 
 

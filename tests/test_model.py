@@ -281,13 +281,14 @@ def test_standardising_undoes_gain_and_offset_and_leaves_out_invalid_pixels() ->
 
 def test_detail_sees_what_a_quarter_of_the_size_hides() -> None:
     config = ModelConfig(encoder="residual_s", width=8, detail=True, sar_channels=1, dropout=0, decoder_dropout=0)
+    torch.manual_seed(0)  # with others a gradient may cancel by chance
     net = HeteCD(config).eval()
     optical, sar = torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 1, 64, 64, requires_grad=True)
     maps = net.encode(optical.detach(), sar.detach())
     net.decoder(*maps, optical, sar).sum().backward()
     for image in (optical, sar):  # the encoders' way is cut
         assert image.grad is not None
-        assert (image.grad != 0).float().mean() > 0.99  # all, but for what cancels by chance
+        assert float(image.grad.abs().min()) > 0
 
 
 def test_correlation_tells_what_varies_alike_whatever_the_greys() -> None:
