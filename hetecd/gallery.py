@@ -17,6 +17,7 @@ from rasterio.transform import Affine
 
 from hetecd.config import Role
 from hetecd.errors import AbsentError, InputError
+from hetecd.image import own_files
 from hetecd.jobs import check_kind
 from hetecd.map_tiles import levels, read_tile, read_whole
 from hetecd.modality import Floats
@@ -149,13 +150,12 @@ class Gallery:
         return real
 
     def _image(self, place: str) -> Path:
-        """Where an image, a file or a folder of granules, really is, if it may be read."""
+        """Where an image, a file or a folder of granules or of a product, really is, if it may be read."""
         real = self.inside(place)
-        for file in real.iterdir() if real.is_dir() else (real,):
-            if file.is_file():
-                self._pixels(file)
-                with open_raster(file):  # it names no other file
-                    pass
+        for file in map(Path, own_files(real)):
+            self._pixels(file)
+            with open_raster(file):  # it names no other file
+                pass
         return real
 
     def _pixels(self, path: Path) -> None:
@@ -234,8 +234,9 @@ class _Opened:
 def _state(path: Path) -> tuple[Any, ...]:
     """Changes when a file, a folder of granules, or what GDAL reads along with either changes or becomes another."""
     files = [path, *(Path(f"{path}{suffix}") for suffix in SIDE_FILES)]
-    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; names with a zero byte
-        files += sorted(path.iterdir()) if path.is_dir() else [Path(f"{path.resolve()}{s}") for s in SIDE_FILES]
+    with suppress(OSError, RuntimeError, ValueError, InputError):  # links in a circle; names with a zero byte
+        own = [Path(file) for file in own_files(path)] if path.is_dir() else [path.resolve()]
+        files += [Path(f"{file}{suffix}") for file in own for suffix in ("", *SIDE_FILES)]
     return tuple(_status(file) for file in files)
 
 

@@ -27,7 +27,7 @@ from hetecd import vrt
 from hetecd.errors import InputError
 from hetecd.modality import Floats
 from hetecd.place import Place, at_grid, box_of, pixel_of, place_of, side_by_side
-from hetecd.products import is_product
+from hetecd.products import is_product, product_files
 from hetecd.raster import (
     Bools,
     Grid,
@@ -204,6 +204,12 @@ def _in_words(granules: Sequence[Granule]) -> str:
 def images_of(path: Path | str) -> Sequence[Path | str]:
     """What an image is opened as: the granules of a folder, or the file itself; errors of :func:`granule_files`."""
     return granule_files(path) if os.path.isdir(path) else [path]
+
+
+def own_files(path: Path | str) -> list[Path | str]:
+    """The files whose pixels an image is: itself, its granules, of a product those of its bands; errors of both."""
+    images = images_of(path)
+    return [file for image in images for file in (product_files(image).values() if is_product(image) else (image,))]
 
 
 def granule_files(folder: Path | str) -> list[Path]:

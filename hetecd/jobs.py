@@ -24,7 +24,7 @@ from typing import Literal
 
 from hetecd.config import Role
 from hetecd.errors import AbsentError, InputError, OutputError
-from hetecd.files import locked, writing
+from hetecd.files import locked, replacing, writing
 from hetecd.raster import open_raster
 
 State = Literal["uploading", "waiting", "running", "done", "failed"]
@@ -69,8 +69,12 @@ class Job:
 
 def check_kind(path: Path, kinds: Mapping[bytes, str] = KINDS) -> None:
     """Raise InputError unless a file begins like one of some formats, by default those that hold all their pixels."""
-    with path.open("rb") as file:
-        _check_start(path, file.read(MARK_BYTES), kinds)
+    try:
+        with path.open("rb") as file:
+            start = file.read(MARK_BYTES)
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from None
+    _check_start(path, start, kinds)
 
 
 def _check_start(path: Path, start: bytes, kinds: Mapping[bytes, str] = KINDS) -> None:
@@ -228,7 +232,8 @@ class Jobs:
             try:
                 folder.mkdir()  # fails where it has come to be in the meantime
                 try:
-                    (self._stage(job) / RESULT).write_text(job.name)
+                    with replacing(self._stage(job) / RESULT, durable=True) as marker:
+                        marker.write_text(job.name)
                     for date in DATES:
                         (self._stage(job) / f"{date}.tif").rename(folder / f"{date}.tif")
                     self._predict(job, folder)
@@ -284,10 +289,16 @@ def _remove_stale(root: Path) -> None:
     """Remove what servers that were killed left; what others that serve the same folder are at is locked."""
     for folder in root.glob(f"{STAGE}*"):
         with suppress(InputError, OutputError, OSError), locked(folder):
-            result = folder / RESULT
-            if result.is_file() and not (made := root / result.read_text() / "summary.json").is_file():
-                shutil.rmtree(made.parent, ignore_errors=True)
+            if result := _half_made(root, folder):
+                shutil.rmtree(result, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _half_made(root: Path, stage: Path) -> Path | None:
+    """The folder without a summary that was being made of an upload; never another, whatever its marker holds."""
+    marker = stage / RESULT
+    name = marker.read_text(errors="replace") if marker.is_file() else ""
+    return root / name if NAME.fullmatch(name) and not (root / name / "summary.json").is_file() else None
 
 
 def _check_space(folder: Path, size_bytes: int) -> None:

@@ -4,6 +4,7 @@ Of Sentinel-2 (L1C and L2A) it has the bands of :data:`BANDS` at 10 m, each pixe
 the polarisations, placed by their ground control points. What is 0 is no data in both.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ POLARISATIONS = ("vv", "vh", "hh", "hv")
 
 def is_product(path: Path | str) -> bool:
     """Whether a path is the folder of a product, whatever its name."""
-    return (Path(path) / "measurement").is_dir() or (Path(path) / "GRANULE").is_dir()
+    return any(os.path.isdir(Path(path) / name) for name in ("measurement", "GRANULE"))
 
 
 def product_files(folder: Path | str) -> dict[str, Path]:

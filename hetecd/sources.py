@@ -11,9 +11,8 @@ from urllib.request import Request, urlopen
 
 import hetecd
 from hetecd.files import sha256
-from hetecd.image import images_of
+from hetecd.image import images_of, own_files
 from hetecd.modality import FOREIGN
-from hetecd.products import is_product, product_files
 from hetecd.raster import files_of, is_remote, open_raster
 
 HTTP = re.compile(r"(?:/vsicurl/)?(https?://.+)")
@@ -37,9 +36,7 @@ def identify(path: Path | str) -> dict[str, Any]:
     if match := HTTP.fullmatch(str(path)):
         size, version = _served(match[1])
         return {"path": str(path), "bytes": size, "sha256": None, "version": version}
-    own: list[Path | str] = []
-    for image in images_of(path):
-        own += product_files(image).values() if is_product(image) else [image]
+    own = own_files(path)
     known = {"path": os.path.abspath(path), **_together(own)} if os.path.isdir(path) else identify_file(path)
     files, read_as = _read_from(path)
     told = {os.path.abspath(file) for file in own}

@@ -115,7 +115,8 @@ class Survey:
 
 def is_result(folder: Path | str) -> bool:
     """Whether a folder holds a map, or what is left of one."""
-    return any((Path(folder) / name).is_file() for name in (SUMMARY, CHANGE, PROBABILITY))
+    # Not Path.is_file, which fails on a folder that may not be entered.
+    return any(os.path.isfile(Path(folder) / name) for name in (SUMMARY, CHANGE, PROBABILITY))
 
 
 def open_results(folder: Path | str) -> Results:

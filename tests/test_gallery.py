@@ -15,9 +15,10 @@ from hetecd import gallery as gallery_module
 from hetecd.errors import AbsentError, InputError
 from hetecd.gallery import Gallery, Layer
 from hetecd.map_tiles import levels
+from hetecd.products import is_product
 from hetecd.raster import read_raster
 from hetecd.report import polygon_bins
-from hetecd.survey import open_results, read_polygons, survey
+from hetecd.survey import is_result, open_results, read_polygons, survey
 
 MADE = ("change.tif", "probability.tif", "change.gpkg", "summary.json")
 
@@ -133,7 +134,7 @@ def test_links_do_not_lead_outside(root: Path, mapped: Path, make: Callable[[Pat
     assert Gallery(root, [mapped.parent]).view("x")["images"]  # unless somebody said so
 
 
-@pytest.mark.parametrize("place", ["outside", "link", "vrt", "url", "gone", "circle", "folder"])
+@pytest.mark.parametrize("place", ["outside", "link", "vrt", "url", "gone", "circle", "folder", "product"])
 def test_images_that_a_summary_names_elsewhere_are_not_opened(root: Path, mapped: Path, place: str) -> None:
     inside, outside = root / "one" / "image.tif", mapped.parent / "optical.tif"
     (root / "one" / "optical.tif").unlink()
@@ -150,6 +151,10 @@ def test_images_that_a_summary_names_elsewhere_are_not_opened(root: Path, mapped
         named = root / "granules"
         named.mkdir()
         (named / "a.tif").symlink_to(outside)
+    elif place == "product":
+        named = root / "granules"
+        (named / "x.SAFE" / "measurement").mkdir(parents=True)
+        (named / "x.SAFE" / "measurement" / "s1-iw-grd-vv-x.tiff").symlink_to(outside)
     _rename(root / "one", "before", named)
     gallery = Gallery(root)
     shown = gallery.view("one")
@@ -163,6 +168,37 @@ def test_images_that_a_summary_names_elsewhere_are_not_opened(root: Path, mapped
         gallery.tile("one", "before", 0, 0, 0)
     if place == "outside":
         assert len(Gallery(root, [mapped.parent]).view("one")["images"]) == 2
+
+
+def test_a_folder_of_granules_is_shown_whatever_else_lies_in_it(root: Path, mapped: Path) -> None:
+    granules = root / "granules"
+    granules.mkdir()
+    (root / "one" / "optical.tif").rename(granules / "a.tif")
+    (granules / "a.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    for name in ("README.txt", ".DS_Store", "manifest.safe"):
+        (granules / name).write_text("no image")
+    _rename(root / "one", "before", granules)
+    gallery = Gallery(root)
+    assert gallery.view("one")["missing"] == []
+    assert gallery.tile("one", "before", 0, 0, 0)
+    (granules / "b.tif").symlink_to(mapped.parent / "optical.tif")  # what comes to it later is looked at, too
+    assert "lies outside the served folder" in gallery.view("one")["missing"][0]
+
+
+def test_a_folder_that_may_not_be_entered_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as lost+found of a disk that is served."""
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    Path("lost+found").mkdir()
+    Path("lost+found").chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # the administrator may enter every folder
+        assert not is_result("lost+found")
+        assert not is_product("lost+found")
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("file", ["optical.tif", "probability.tif"])

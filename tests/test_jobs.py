@@ -118,6 +118,9 @@ def test_what_a_killed_server_left_is_removed_and_what_another_receives_is_not(
         if name != "unrelated":
             (root / f".hetecd-upload-{name}").mkdir()
             (root / f".hetecd-upload-{name}" / "result").write_text(name)
+    for i, text in enumerate((b"", b".", b"..", b"whole/..", b"\0", b"\xff")):  # such as a power cut leaves
+        (root / f".hetecd-upload-damaged{i}").mkdir()
+        (root / f".hetecd-upload-damaged{i}" / "result").write_bytes(text)
     Jobs(root).close()
     assert {path.name for path in root.iterdir()} == {stage.name, "whole", "unrelated"}
     assert (stage / "before.tif").read_bytes() == pair[0].read_bytes()
