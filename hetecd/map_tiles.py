@@ -28,6 +28,7 @@ warnings.simplefilter("ignore", NoOverviewWarning)  # for good: to catch warning
 
 TILE_PX = 256
 FINER = 4  # how much finer what has no overviews is read, and averaged: GDAL would take single pixels
+MOST_PX = 3000  # edge of what is read at once; larger pictures are read less finely
 
 
 def levels(grid: Grid) -> int:
@@ -66,30 +67,31 @@ def read_whole(path: Path, numbers: Sequence[int], grid: Grid, most_px: int, mov
         InputError: the file is damaged or cannot be brought to the grid.
     """
     box = (0.0, float(grid.height), float(grid.width), 0.0)
-    factor = coarseness(grid, most_px)
-    return _read(path, numbers, grid, factor, move, lambda reader, finer: reader.part(box, max_size=most_px * finer))
+    finest = min(coarseness(grid, most_px), max(1, MOST_PX // most_px))
+    return _read(path, numbers, grid, finest, move, lambda reader, finer: reader.part(box, max_size=most_px * finer))
 
 
 def _read(
     path: Path,
     numbers: Sequence[int],
     grid: Grid,
-    factor: int,
+    finest: int,
     move: Affine | None,
     read: Callable[[ImageReader, int], Any],
 ) -> Floats:
-    """What ``read`` gives of each granule, made one; ``factor`` is how much is shrunk."""
+    """What ``read`` gives of each granule, made one; without overviews up to ``finest`` times finer, then shrunk."""
     edge = TILE_PX << levels(grid)  # virtual rasters cannot be read beyond their edge
     with ExitStack() as stack:
         image = stack.enter_context(open_image(path, numbers))
         out = None
         for dataset in image.datasets_on(stack, replace(grid, height=edge, width=edge), move):
-            finer = 1 if dataset.overviews(1) else min(FINER, factor)
+            finer = 1 if dataset.overviews(1) else min(FINER, finest)
             try:
                 pixels = read(ImageReader(str(path), dataset=dataset), finer).array
             except (RioTilerError, RasterioError, OSError) as error:
                 raise InputError(f"{path}: cannot be read ({one_line(error)}); truncated or damaged?") from error
-            part = shrink(pixels.filled(np.nan).astype(np.float32), finer)
+            bands = (band.filled(np.nan).astype(np.float32)[None] for band in pixels)
+            part = np.concatenate([shrink(band, finer) for band in bands])
             out = part if out is None else np.where(np.isfinite(out), out, part)
         assert out is not None
         return out

@@ -140,7 +140,10 @@ def predict_scene(
     with work_in(out_dir, made_from, batch, redo, keep_batch) as work, warnings_heard(work.warn):
         again = redo or bool(work.done)  # such as those of a run with --redo that was cut off
         found = read_summary(made_from, outputs) if made_from and not again else None
-        if not found:
+        if found:  # what is older than the map was left by a run that was killed before it came to remove it
+            made_ns = outputs[-1].stat().st_mtime_ns
+            outdated = {path for path in outdated if path.is_file() and path.stat().st_mtime_ns < made_ns}
+        else:
             if outputs[0].is_file():
                 log.info("%s: holds a map already, which this one replaces", out_dir)
             _map_blocks(work, pair, predictor, threshold, windows, tally, progress)
@@ -150,7 +153,7 @@ def predict_scene(
                 staged = [folder / path.name for path in outputs]
                 found = _finish(work, pair, description, about.model, staged, polygons, started)
                 publish(staged, out_dir, durable=True)
-        _remove_outdated(outdated)  # also what a run left that was killed before it came to that
+        _remove_outdated(outdated)
     return _summary(found, outputs, tally, started)
 
 

@@ -97,8 +97,10 @@ class Stretch:
 def stretch(image: Floats) -> Stretch:
     """Percentiles 2 and 98 of the shown bands of an image (C, H, W), NaN = invalid; for parts of it, too."""
     shown = _shown(image)
-    positive = shown[np.isfinite(shown) & (shown > 0)]
-    log = bool(len(image) < 3 and positive.size and np.nanmax(shown) > 20 * np.median(positive))
+    valid = shown[np.isfinite(shown)]
+    positive = valid[valid > 0]
+    power = len(image) < 3 and positive.size and valid.min() >= 0  # decibels are below 0 in places
+    log = bool(power and valid.max() > 20 * np.median(positive))
     seen = [band[np.isfinite(band)] for band in (_log(shown) if log else shown)]
     limits = [np.percentile(band, (2, 98)).tolist() if band.size else (0.0, 1.0) for band in seen]
     low, high = zip(*limits, strict=True)

@@ -179,8 +179,8 @@ def score_runs(
         except (InputError, CheckpointError) as error:
             done.append(run.lacking(error))
             continue
-        known = {tile.name for tile in split_tiles(data, config)[0]} if split == "val" else set()
-        learned = sum(tile.name in known for tile in files)
+        known = set(split_tiles(data, config)[0]) if split == "val" else set()
+        learned = len(known.intersection(files))
         done.append(replace(run, scored=scored))
         if learned:
             done[-1] = done[-1].lacking(f"{learned} of the {len(files)} tiles scored are among its training tiles")

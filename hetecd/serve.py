@@ -7,6 +7,9 @@ in the same browser it checks `Host` (a name that was made to point here is refu
 
 import ipaddress
 import logging
+import signal
+import socket
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from html import escape
 from pathlib import Path as FilePath
@@ -47,7 +50,7 @@ def serve(
     upload_mb: float = 2048,
     options: Sequence[str] = (),
 ) -> None:
-    """Serve a folder until Ctrl-C.
+    """Serve a folder until Ctrl-C or a signal that asks to end.
 
     Args:
         folder: holds results of `hetecd predict` in folders of their own; those of uploads are added.
@@ -58,22 +61,41 @@ def serve(
         options: of `hetecd predict`, for uploads.
 
     Raises:
-        InputError: a folder is missing.
+        InputError: a folder is missing, or the address cannot be listened on.
+        SystemExit: a signal has asked to end; nothing unfinished is left.
     """
     gallery = Gallery(folder, images)
     if not _loopback(host):
         log.warning("serve: %s is not this machine alone: whoever reaches it sees all results and can upload", host)
     jobs = Jobs(gallery.root, options, int(upload_mb * 1e6))
+    signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, _end) for number in signals}
     try:
         config = uvicorn.Config(guarded(make_app(gallery, jobs), host), host, port, log_level="warning")
-        sockets = [config.bind_socket()]
-        sockets[0].listen()  # who reads the line below may come at once
-        log.info("serving %s at http://%s:%d (Ctrl-C ends)", gallery.root, host, sockets[0].getsockname()[1])
-        uvicorn.Server(config).run(sockets)
-    except (SystemExit, OverflowError) as error:  # how uvicorn says that it cannot listen
-        raise InputError(f"serve: cannot listen on {host}:{port}; choose another --port or --host") from error
+        listening = _listen(config)
+        name = f"[{host}]" if ":" in host else host
+        log.info("serving %s at http://%s:%d (Ctrl-C ends)", gallery.root, name, listening.getsockname()[1])
+        uvicorn.Server(config).run([listening])
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         jobs.close()
+
+
+def _listen(config: uvicorn.Config) -> socket.socket:
+    try:
+        listening = config.bind_socket()
+    except (SystemExit, OverflowError) as error:  # how uvicorn says that it cannot
+        raise InputError(
+            f"serve: cannot listen on {config.host}:{config.port}; choose another --port or --host"
+        ) from error
+    listening.listen()  # who reads the line below may come at once
+    return listening
+
+
+def _end(number: int, _: object) -> None:
+    """End as by Ctrl-C, with what a shell knows as the end by this signal."""
+    raise SystemExit(128 + number)
 
 
 def _loopback(host: str) -> bool:

@@ -371,10 +371,14 @@ def test_a_finished_map_has_its_summary_last(pair, tmp_path):
 def test_what_a_killed_run_left_to_remove_goes_with_the_next(pair, tmp_path):
     weights = {"name": "n", "path": "n", "bytes": 1, "sha256": "known", "scores": None}
     predict_scene(pair, pointwise, tmp_path, about=About(weights))
-    (tmp_path / "report.html").write_text("about an older map")
-    summary = predict_scene(pair, pointwise, tmp_path, about=About(weights))
-    assert summary.windows == 0  # it was finished
-    assert not (tmp_path / "report.html").exists()
+    report = tmp_path / "report.html"
+    report.write_text("about this map")
+    made_s = (tmp_path / "summary.json").stat().st_mtime
+    for seconds, stays in ((1, True), (-1, False)):
+        os.utime(report, (made_s + seconds,) * 2)
+        summary = predict_scene(pair, pointwise, tmp_path, about=About(weights))
+        assert summary.windows == 0  # it was finished
+        assert report.exists() == stays
 
 
 def test_a_folder_of_granules_is_no_place_for_a_map(files, tmp_path):

@@ -9,7 +9,7 @@ from rasterio.transform import Affine
 from hetecd.errors import InputError
 from hetecd.modality import Modality
 from hetecd.pair import open_pair
-from hetecd.preview import encode, read_small, shrink, strips
+from hetecd.preview import encode, picture, read_small, shrink, stretch, strips
 from hetecd.raster import Grid, write_raster
 from hetecd.tiles import Window
 
@@ -61,6 +61,15 @@ def test_without_coordinates_and_elsewhere(tmp_path):
         read_small(UTM, tmp_path / "far.tif", "sar", 1)
     with pytest.raises(InputError, match="no such file"):
         read_small(UTM, tmp_path / "none.tif", "optical", 1)
+
+
+def test_power_is_shown_by_its_logarithm_and_decibels_as_they_are():
+    rng = np.random.default_rng(0)
+    power = rng.gamma(4.4, 10**-0.5 / 4.4, (1, 200, 200)).astype(np.float32)  # -5 dB, 4.4 looks
+    power[0, :10, :10] = 1000  # buildings
+    for image, log in ((power, True), (10 * np.log10(power), False)):
+        assert stretch(image).log == log
+        assert 100 < np.median(picture(image)) < 200
 
 
 @pytest.mark.parametrize("channels", [None, 3, 4])

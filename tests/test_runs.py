@@ -120,6 +120,14 @@ def test_tiles_that_a_training_knows_are_said(run: Path, tiles: Path) -> None:
     assert differing([first, second]) == {"seed": [0, 5]}
 
 
+def test_tiles_of_the_same_name_in_another_split_are_others(run: Path, tiles: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(tiles / "train", tmp_path / split)
+    (found,) = score_runs([read_run(run)], open_predictor, tmp_path, "val")
+    assert found.scored is not None
+    assert [problem for problem in found.problems if "training tiles" in problem] == []
+
+
 def test_gain_and_its_interval(run: Path, tiles: Path) -> None:
     (found,) = score_runs([read_run(run)], open_predictor, tiles, "test")
     ours = found.scored

@@ -204,17 +204,25 @@ def test_uploads_that_cannot_be(site: Site) -> None:
     assert sorted(path.name for path in site.root.iterdir()) == ["label.tif", "map", "optical.tif", "sar.tif"]
 
 
-def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(mapped: Path) -> None:
-    command = [sys.executable, "-m", "hetecd", "serve", str(mapped.parent), "--port", "0"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_command_says_where_it_serves_and_leaves_nothing_unfinished(
+    number: signal.Signals, mapped: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "hetecd", "serve", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:
             (port,) = re.findall(r"at http://127\.0\.0\.1:(\d+) ", process.stderr.readline())
-            assert Site(mapped, int(port)).ask("/api/results")[0] == 200
-            assert cli.main(["serve", str(mapped.parent), "--port", port]) == 1
+            site = Site(tmp_path, int(port))
+            job = site.json("/api/jobs?name=half", "POST")[1]
+            sar = (mapped.parent / "sar.tif").read_bytes()
+            assert site.json(f"/api/jobs/{job['id']}/after", "PUT", sar)[0] == 200  # type: ignore[index]
+            assert len(list(tmp_path.iterdir())) == 1
+            assert cli.main(["serve", str(tmp_path), "--port", port]) == 1
         finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) in (0, 130)
+            process.send_signal(number)
+        assert process.wait(timeout=30) in (0, 128 + number)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

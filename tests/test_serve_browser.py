@@ -113,6 +113,33 @@ def test_an_upload_is_followed_to_its_result(page: Callable[[str], Chrome], site
     until(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, "img.leaflet-tile-loaded")) >= 2)
 
 
+def test_what_shows_an_upload_stays_what_it_is(page: Callable[[str], Chrome]) -> None:
+    """So that a click on Cancel does not meet another button, and focus is not lost twice a second."""
+    script = """const job = { id: "x", name: "a pair", state: "running", percent: null };
+        const seen = [{}, { percent: 5 }, { state: "failed", message: "no" }].map((change) => {
+            const item = show({ ...job, ...change });
+            return [item, item.querySelector("button"), item.querySelector("progress").getAttribute("value")];
+        });
+        return [seen.every(([item, button]) => item === seen[0][0] && button === seen[0][1]), seen.map((each) => each[2]),
+                seen[0][0].querySelector("small").textContent, seen[0][1].hidden]"""
+    same, values, said, hidden = page("/").execute_script(script)
+    assert (same, values, hidden) == (True, [None, "0.05", None], True)
+    assert said == "no"
+
+
+def test_a_request_that_fails_is_made_again(page: Callable[[str], Chrome]) -> None:
+    browser = page("/")
+    until(browser, lambda: "map" in text(browser, "#results"))
+    script = """before = "x"; window.real = window.fetch; window.fetch = () => Promise.reject(new Error("gone"));
+        follow().catch(tell)"""
+    browser.execute_script(script)
+    until(browser, lambda: text(browser, "#problem") == "gone")
+    browser.execute_script("window.fetch = window.real")
+    until(browser, lambda: text(browser, "#problem") == "")
+    assert browser.execute_script("return problem(500, 'Internal Server Error')").startswith("the server failed (500)")
+    assert browser.execute_script("""return problem(422, '{"detail": [{"msg": "a"}, {"msg": "b"}]}')""") == "a; b"
+
+
 def test_what_is_wrong_with_an_upload_is_said(page: Callable[[str], Chrome], tmp_path: Path) -> None:
     (tmp_path / "odd.tif").write_text("<VRTDataset/>")
     (tmp_path / "large.tif").write_bytes(bytes(1_000_001))

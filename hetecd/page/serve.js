@@ -3,13 +3,20 @@
 const megabytes = (bytes) => `${number(bytes / 1e6, bytes < 1e7 ? 1 : 0)} MB`;
 
 async function ask(address, options) {
-  const answer = await fetch(address, options), said = await answer.json();
-  if (!answer.ok) throw new Error(words(said));
-  return said;
+  const answer = await fetch(address, options), text = await answer.text();
+  if (!answer.ok) throw new Error(problem(answer.status, text));
+  return JSON.parse(text);
 }
 
 // What the server says went wrong: a line, or a list of what does not fit.
-const words = ({ detail }) => (Array.isArray(detail) ? detail.map((each) => each.msg).join("; ") : detail);
+function problem(status, text) {
+  try {
+    const { detail } = JSON.parse(text);
+    return Array.isArray(detail) ? detail.map((each) => each.msg).join("; ") : detail;
+  } catch {
+    return `the server failed (${status}); what it wrote to its terminal says why`;
+  }
+}
 
 // --- results -------------------------------------------------------------------------------------------------------
 
@@ -37,35 +44,57 @@ async function showResults() {
 
 const uploading = new Map(); // id of a job -> bytes sent and in all, and what ends it
 
-function line(job) {
-  const item = element("li", job.name), sent = uploading.get(job.id);
+const lines = new Map(); // id of a job -> the elements that show it, kept: who clicks or listens should not lose them
+
+function lineOf(job) {
+  if (!lines.has(job.id)) {
+    const item = element("li", job.name), state = element("small"), bar = element("progress", "", { max: 1 });
+    const cancel = element("button", "Cancel", { type: "button", "aria-label": `Cancel ${job.name}` });
+    cancel.addEventListener("click", () => {
+      uploading.get(job.id)?.stop();
+      ask(`/api/jobs/${job.id}`, { method: "DELETE" }).then(follow, tell);
+    });
+    item.append(state, bar, cancel);
+    lines.set(job.id, { item, state, bar, cancel });
+  }
+  return lines.get(job.id);
+}
+
+function show(job) {
+  const { item, state, bar, cancel } = lineOf(job), sent = uploading.get(job.id), failed = job.state === "failed";
   const part = sent ? sent.sent / sent.all : job.state === "running" && job.percent !== null ? job.percent / 100 : null;
-  const state = job.state === "failed" ? job.message
+  state.textContent = failed ? job.message
     : sent ? `uploading, ${megabytes(sent.sent)} of ${megabytes(sent.all)}`
     : job.state === "running" ? (job.percent === null ? "starting" : `mapping, ${job.percent} %`) : job.state;
-  item.append(element("small", state, job.state === "failed" ? { class: "problem" } : {}));
-  if (job.state === "failed" || job.state === "done") return item;
-  const bar = element("progress", "", { max: 1, "aria-label": `${job.name}: ${state}` });
-  if (part !== null) bar.value = part; // without a value it moves to and fro
-  const cancel = element("button", "Cancel", { type: "button", "aria-label": `Cancel ${job.name}` });
-  cancel.addEventListener("click", () => {
-    sent?.stop();
-    ask(`/api/jobs/${job.id}`, { method: "DELETE" }).then(follow, tell);
-  });
-  item.append(bar, cancel);
+  state.classList.toggle("problem", failed);
+  bar.hidden = cancel.hidden = failed;
+  bar.setAttribute("aria-label", `${job.name}: ${state.textContent}`);
+  if (part !== null) bar.value = part;
+  else bar.removeAttribute("value"); // it moves to and fro
   return item;
 }
 
-let timer = 0, before = "";
+let timer = 0, before = "", lost = false;
 
 async function follow() {
   clearTimeout(timer);
-  const jobs = (await ask("/api/jobs")).filter((job) => job.state !== "done").reverse();
-  byId("jobs").replaceChildren(...jobs.map(line));
-  const going = jobs.filter((job) => job.state !== "failed").map((job) => job.id).join();
-  if (going !== before) await showResults();
-  before = going;
-  if (going) timer = setTimeout(() => follow().catch(tell), 500);
+  let going = before; // as long as nothing else is known
+  try {
+    const jobs = (await ask("/api/jobs")).filter((job) => job.state !== "done").reverse(), items = jobs.map(show);
+    if (lost) tell({ message: "" });
+    lost = false;
+    const list = byId("jobs");
+    if (items.length !== list.children.length || items.some((item, i) => item !== list.children[i]))
+      list.replaceChildren(...items);
+    going = jobs.filter((job) => job.state !== "failed").map((job) => job.id).join();
+    if (going !== before) await showResults();
+    before = going;
+  } catch (error) {
+    lost = true;
+    throw error;
+  } finally {
+    if (going) timer = setTimeout(() => follow().catch(tell), 500);
+  }
 }
 
 function put(job, date, file, sent) {
@@ -75,7 +104,7 @@ function put(job, date, file, sent) {
     request.open("PUT", `/api/jobs/${job.id}/${date}`);
     request.upload.addEventListener("progress", (event) => (sent.sent = start + event.loaded));
     request.addEventListener("load", () =>
-      request.status < 300 ? done() : fail(new Error(words(JSON.parse(request.responseText)))));
+      request.status < 300 ? done() : fail(new Error(problem(request.status, request.responseText))));
     request.addEventListener("error", () => fail(new Error(`${file.name}: the server cannot be reached any more`)));
     request.addEventListener("abort", () => fail(new Error(`${job.name}: cancelled`)));
     request.responseType = "text";
