@@ -189,20 +189,22 @@ def score_checkpoint(
     """
     trained = from_checkpoint(weights)
     settings = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "tta": tta}
+    settings["data"] = str(data.resolve())
     row = name or weights.stem + ("+tta" if tta else "")
     folder = out / "results" / "checkpoint" / row
+    title = f"{data.resolve().name} {split}".strip()
+    fold = title.replace(" ", "-")
     for path in sorted(folder.glob("*.json")):
-        before = {"tta": False} | read_result(path).settings
-        if any(before.get(key) != settings[key] for key in ("sha256", "tta")):
-            raise ConfigError(f"{path}: found a result of another checkpoint or --tta; choose another name with --name")
+        before = {"tta": False, "data": settings["data"]} | read_result(path).settings
+        same = ("sha256", "tta", "data") if path.stem == f"seed0-{fold}" else ("sha256", "tta")
+        if any(before.get(key) != settings[key] for key in same):
+            raise ConfigError(f"{path}: found a result of another {', '.join(same)}; choose another name with --name")
     if tta:
         adds = None if trained.multiply_adds is None else 2 * trained.multiply_adds
         trained = dataclasses.replace(trained, predictor=mirrored(trained.predictor), multiply_adds=adds)
-    title = f"{data.resolve().name} {split}".strip()
     tests = [ScoredSet(title, data, split)]
     tests += [ScoredSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
     sets = {test.name: score(trained, test) for test in tests}
-    fold = title.replace(" ", "-")
     result = Result("checkpoint", row, 0, fold, settings, sets, **_costs(trained))
     save(result, folder / f"seed0-{fold}.json")
     return result

@@ -4,7 +4,8 @@ Trained on with other data, a network forgets some of what it knew. Half way bac
 lost little (WiSE-FT, Wortsman et al. 2022). The mean of two trainings that began apart is of no use.
 """
 
-from dataclasses import asdict, replace
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from hetecd.errors import CheckpointError, ConfigError
 from hetecd.info import ModelInfo
 from hetecd.weights import check_name, folded, load, save, unfolded
 
-OF_TRAINING = {"dropout", "drop_path", "decoder_dropout", "token_dropout"}  # a network in use does not have them
+log = logging.getLogger("hetecd")
 
 
 def average(first: Path | str, second: Path | str, out: Path | str, share: float = 0.5) -> ModelInfo:
@@ -42,12 +43,19 @@ def average(first: Path | str, second: Path | str, out: Path | str, share: float
     known, other = one.info, two.info
     assert known is not None
     assert other is not None
-    odd = [name for name, value in _kind(known).items() if value != _kind(other)[name]]
+    odd = known.model.unlike(other.model)
+    odd += [name for name, value in _reads(known).items() if value != _reads(other)[name]]
     if odd:
         raise CheckpointError(
             f"{second}: found another {', '.join(odd)} than in {first}, expected what was trained on from that; "
             "take a training with --start-from"
         )
+    for role, bands, others in (("optical", known.optical.bands, other.optical.bands),
+                                ("sar", known.sar.bands, other.sar.bands)):  # fmt: skip
+        if bands != others:
+            log.warning(
+                "%s: the mean reads bands %s as the first, not %s; --%s-bands names others", role, bands, others, role
+            )
     mean, tensors = unfolded(one), unfolded(two).state_dict()
     for key, value in mean.state_dict().items():
         tensors[key] = torch.lerp(value, tensors[key], share) if value.is_floating_point() else value
@@ -62,7 +70,7 @@ def average(first: Path | str, second: Path | str, out: Path | str, share: float
     return info
 
 
-def _kind(info: ModelInfo) -> dict[str, object]:
-    """What two networks must share, by name."""
-    network = {name: value for name, value in asdict(info.model).items() if name not in OF_TRAINING}
-    return {**network, "optical scaling": info.optical, "SAR scaling": info.sar, "before_is": info.before_is}
+def _reads(info: ModelInfo) -> dict[str, object]:
+    """What two networks must read alike, by name, wherever the bands lie in the files."""
+    scaling = [(m.low, m.high, m.db, m.unit) for m in (info.optical, info.sar)]
+    return {"optical scaling": scaling[0], "SAR scaling": scaling[1], "before_is": info.before_is}

@@ -28,7 +28,25 @@ EncoderName = Literal[
 ]  # fmt: skip
 Attention = Literal["published", "rescaled"]
 Modalities = Literal["both", "optical", "sar"]
+Normalise = Literal["percentile", "uint8"]
+Decay = Literal["weights", "all"]
+Floating = Literal["f32", "bf16"]
+Dice = Literal["soft", "released"]
+Alignment = Literal["published", "label_aware"]
+Schedule = Literal["decay", "constant", "ramp"]
 Role = Literal["optical", "sar"]
+
+
+OF_TRAINING = {"dropout", "drop_path", "decoder_dropout", "token_dropout"}  # a network in use does not have them
+
+
+def _check_choices(settings: object, **allowed: object) -> None:
+    """ConfigError unless each of these settings is one of its Literal."""
+    for name, choices in allowed.items():
+        if getattr(settings, name) not in get_args(choices):
+            raise ConfigError(
+                f"{name}: found {getattr(settings, name)!r}, expected one of {', '.join(get_args(choices))}"
+            )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -82,15 +100,16 @@ class ModelConfig:
         return 2 if self.standardise else 1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("encoder", EncoderName), ("attention", Attention), ("modalities", Modalities)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ConfigError(
-                    f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(get_args(allowed))}"
-                )
+        _check_choices(self, encoder=EncoderName, attention=Attention, modalities=Modalities)
         for name in ("optical_channels", "sar_channels", "width"):
             _check_range(name, getattr(self, name), 1, 4096)
         for name in ("dropout", "drop_path", "decoder_dropout"):
             _check_range(name, getattr(self, name), 0, 0.95)
+
+    def unlike(self, other: "ModelConfig") -> list[str]:
+        """Names of the settings by which two networks differ in use."""
+        names = (f.name for f in fields(self) if f.name not in OF_TRAINING)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class TrainConfig:
         fca_schedule: "decay" = weight / (epoch + 1) as released, "ramp" rises linearly over the training, "constant".
         encoder_weights: pretrained weights for both encoders (a converted .safetensors file).
         start_from: checkpoint to start from instead of random weights, for more training or for data of one's own; the
-            network must be its own, and bands and scaling are taken from it.
+            network must be its own, and scaling and, where none are named, bands are taken from it.
         flip: probability of each of the two flips.
         rotate90: rotate by a random multiple of 90 degrees.
         rotate: rotate by U(-rotate, rotate) degrees, edges mirrored.
@@ -155,7 +174,7 @@ class TrainConfig:
     before_is: Role = "optical"
     optical_bands: tuple[int, ...] = ()
     sar_bands: tuple[int, ...] = ()
-    normalise: Literal["percentile", "uint8"] = "percentile"
+    normalise: Normalise = "percentile"
     sar_db: bool = False
     optical_unit: str = "digital number"
     sar_unit: str = "digital number"
@@ -168,24 +187,24 @@ class TrainConfig:
     batch: int = 8
     lr: float = 5e-4
     weight_decay: float = 0.01
-    decay: Literal["weights", "all"] = "weights"
+    decay: Decay = "weights"
     warmup: float = 0.05
     lr_power: float = 1.0
     clip: float = 1.0
     ema: float = 0.0
     calibrate: bool = False
     seed: int = 0
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Floating = "f32"
     workers: int = -1
     ce_weights: tuple[float, float] = (1.0, 1.0)
     val_ce_weights: tuple[float, float] = (1.0, 1.0)
-    dice: Literal["soft", "released"] = "soft"
+    dice: Dice = "soft"
     dice_weight: float = 1.0
     lovasz_weight: float = 0.0
     deep_weight: float = 0.4
-    alignment: Literal["published", "label_aware"] = "published"
+    alignment: Alignment = "published"
     fca_weight: float = 0.1
-    fca_schedule: Literal["decay", "constant", "ramp"] = "ramp"
+    fca_schedule: Schedule = "ramp"
     encoder_weights: str = ""
     start_from: str = ""
     flip: float = 0.5
@@ -201,6 +220,10 @@ class TrainConfig:
     sar_speckle: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_choices(
+            self, before_is=Role, normalise=Normalise, decay=Decay, precision=Floating, dice=Dice, alignment=Alignment,
+            fca_schedule=Schedule,
+        )  # fmt: skip
         for name, low, high in (
             ("val_fraction", 0, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),

@@ -4,6 +4,7 @@ Files are found and paired in :mod:`hetecd.folders`; here labels are read into 0
 :class:`TileDataset` hands out normalised tensors. Invalid pixels of either date travel as 255 in the label.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ from torch.utils.data import Dataset, Sampler
 from hetecd.config import IGNORE, Role, TrainConfig
 from hetecd.errors import ConfigError, InputError, some
 from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
-from hetecd.modality import EIGHT_BIT, MIN_PX, Floats, Modality, fit_modality, uint8_modality
+from hetecd.modality import EIGHT_BIT, MIN_PX, PERCENTILES, Floats, Modality, fit_modality, looks_like, uint8_modality
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
 
 __all__ = [
     "REPEAT", "EpochSampler", "Tile", "TileDataset", "TileFiles", "check_labels", "collate", "find_tiles",
-    "fit_modalities", "hold_out_blocks", "match_tiles", "read_label", "read_tile", "split_tiles",
+    "fit_modalities", "hold_out_blocks", "known_modalities", "match_tiles", "read_label", "read_tile", "split_tiles",
 ]  # fmt: skip
+
+log = logging.getLogger("hetecd")
 
 CACHE_BYTES = 2 << 30  # training holds two data sets
 REPEAT = -1  # in place of the epoch: a tile that only fills up a process's share and must not count
@@ -191,13 +194,54 @@ def fit_modalities(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Mod
     """
     if not files:
         raise InputError("training split: found no tiles, expected some; check the data folder")
-    sample = [files[int(i)] for i in np.linspace(0, len(files) - 1, min(len(files), FIT_FILES)).round()]
-    before_optical = config.before_is == "optical"
-    optical = _fit(
-        [f.before if before_optical else f.after for f in sample], config.optical_bands, config, False,
-    )  # fmt: skip
-    sar = _fit([f.after if before_optical else f.before for f in sample], config.sar_bands, config, config.sar_db)
+    paths = _sampled(files, config.before_is)
+    optical = _fit(paths[0], config.optical_bands, config, False)
+    sar = _fit(paths[1], config.sar_bands, config, config.sar_db)
     return _in_unit(optical, config.optical_unit), _in_unit(sar, config.sar_unit)
+
+
+def known_modalities(
+    files: Sequence[TileFiles], config: TrainConfig, optical: Modality, sar: Modality
+) -> tuple[Modality, Modality]:
+    """Input contracts of weights to start from, for the bands that the settings name; warns of images they do not know.
+
+    Raises:
+        InputError: unreadable files, bands that are missing.
+        ConfigError: another number of bands than the weights read; sar_db, where they know no power.
+    """
+    if config.sar_db and not sar.db:
+        raise ConfigError(f"sar_db: found true, but the weights to start from know SAR in another unit ({sar.unit})")
+    bands = (config.optical_bands, "optical_bands"), (config.sar_bands, "sar_bands")
+    contracts = optical.reading(*bands[0]), sar.reading(*bands[1])
+    for role, modality, paths in zip(("optical", "sar"), contracts, _sampled(files, config.before_is), strict=True):
+        images, _ = _thinned(paths, modality.bands)
+        values = np.concatenate([image.reshape(len(image), -1) for image in images], axis=1)[..., None]
+        if modality.is_foreign(values):
+            log.warning(
+                "%s: found %.4g to %.4g in the tiles, expected what the weights to start from know (%s to %s, %s); "
+                "convert the tiles, or train without start_from",
+                role, *np.nanpercentile(values, PERCENTILES), modality.low, modality.high,
+                "dB" if modality.db else modality.unit,
+            )  # fmt: skip
+    return contracts
+
+
+def _sampled(files: Sequence[TileFiles], before_is: Role) -> tuple[list[Path], list[Path]]:
+    """Optical and SAR files of at most 256 tiles spread over a split."""
+    sample = [files[int(i)] for i in np.linspace(0, len(files) - 1, min(len(files), FIT_FILES)).round()]
+    dates = [f.before for f in sample], [f.after for f in sample]
+    return dates if before_is == "optical" else dates[::-1]
+
+
+def _thinned(paths: Sequence[Path], bands: tuple[int, ...]) -> tuple[list[Floats], set[str]]:
+    """Some pixels of each image (C, h, w), NaN = invalid, and the types of the files."""
+    images, dtypes = [], set()
+    for path in paths:
+        raster = read_raster(path, bands)
+        dtypes.add(raster.array.dtype.name)
+        step = max(1, math.ceil(math.sqrt(raster.valid.size / FIT_PIXELS)))
+        images.append(to_float32(raster.array[:, ::step, ::step], raster.valid[::step, ::step]))
+    return images, dtypes
 
 
 def _in_unit(modality: Modality, unit: str) -> Modality:
@@ -210,18 +254,16 @@ def _fit(paths: list[Path], bands: tuple[int, ...], config: TrainConfig, db: boo
         with open_raster(paths[0]) as dataset:
             bands = data_bands(dataset)
     gsd_m = config.gsd_m or None
+    images, dtypes = _thinned(paths, bands)
     if config.normalise == "uint8":
-        dtype = read_raster(paths[0], bands).array.dtype
-        if dtype != np.uint8 or db:
-            found = f"sar_db on {paths[0]}" if db else f"{dtype} pixels in {paths[0]}"
-            raise ConfigError(f"normalise: found uint8 with {found}, expected 0..255; use normalise: percentile")
+        if dtypes != {"uint8"} or db:
+            found = "sar_db" if db else f"{', '.join(sorted(dtypes - {'uint8'}))} pixels"
+            raise ConfigError(
+                f"normalise: found uint8 with {found} in {paths[0].parent}, expected 0..255; use normalise: percentile"
+            )
         return replace(uint8_modality(bands), gsd_m=gsd_m)
-    images, dtypes = [], set()
-    for path in paths:
-        raster = read_raster(path, bands)
-        dtypes.add(raster.array.dtype.name)
-        step = max(1, math.ceil(math.sqrt(raster.valid.size / FIT_PIXELS)))
-        images.append(to_float32(raster.array[:, ::step, ::step], raster.valid[::step, ::step]))
+    if db and looks_like(np.concatenate([image.ravel() for image in images])) == "decibels":
+        raise ConfigError(f"sar_db: found true, but {paths[0].parent} holds decibels already; leave it out")
     try:
         fitted = fit_modality(images, bands, db=db, gsd_m=gsd_m)
     except InputError as error:

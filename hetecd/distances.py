@@ -97,15 +97,21 @@ def compare(
     info = net.info
     if info is None:
         raise CheckpointError("distances: the network carries no description; load it with hetecd.load")
+    untrained = before is None and not info.recipe.get("start_from")
     if before is None:
         recipe = info.recipe
         origins = (str(recipe.get(key, "")) for key in ("encoder_weights", "start_from"))
-        before = fresh(info.model, int(recipe.get("seed", 0)), *origins).eval()
+        try:
+            before = fresh(info.model, int(recipe.get("seed", 0)), *origins).eval()
+        except CheckpointError as error:  # of a file that the training began with
+            raise CheckpointError(f"distances: {error}; name what to compare with (--before)") from error
     if (before.config.optical_channels, before.config.sar_channels) != (info.optical.channels, info.sar.channels):
         raise CheckpointError("distances: the two checkpoints read different bands; compare like with like")
     files = find_tiles(data, split, labels=False)
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
     tiles = TileDataset(chosen, TrainConfig(before_is=info.before_is), info.optical, info.sar, cache_bytes=0)
+    if untrained:
+        _settle(before, tiles)
     results, curves = {}, {}
     for name, network in (("before", before), ("after", net)):
         stages = len(network.optical_encoder.channels)
@@ -119,6 +125,16 @@ def compare(
     if out is not None:
         _write(Path(out), results, curves)
     return results
+
+
+def _settle(network: HeteCD, tiles: TileDataset) -> None:
+    """Give an untrained network's encoders the batch statistics of tiles; without, their features are on no scale."""
+    encoders = network.optical_encoder, network.sar_encoder
+    for norm in (m for encoder in encoders for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.momentum = None  # the mean over all tiles
+        norm.train()
+    histograms(network, tiles)
+    network.eval()
 
 
 def histograms(net: HeteCD, tiles: TileDataset) -> list[tuple[Values, Values, Values]]:

@@ -129,8 +129,8 @@ class Modality:
 
     def is_foreign(self, raw: Floats) -> bool:
         """Whether an image, as for :meth:`outlying`, is of another kind than those of training: of another range, or
-        counts of a sensor where those were 8-bit pictures, with which they share a part of it."""
-        return self.outlying(raw) > FOREIGN or (self.unit == EIGHT_BIT and is_above_8_bits(raw))
+        counts, reflectance or power where those were 8-bit pictures, with which they share a part of it."""
+        return self.outlying(raw) > FOREIGN or (self.unit == EIGHT_BIT and (is_above_8_bits(raw) or is_share(raw)))
 
 
 class Windows(NamedTuple):
@@ -278,6 +278,12 @@ def is_above_8_bits(raw: Floats) -> bool:
     return bool((raw > 255).sum() > BRIGHT * np.isfinite(raw).sum())
 
 
+def is_share(raw: Floats) -> bool:
+    """Whether the values are fractions, hardly any of them above 2, as of reflectance and power; NaN = invalid."""
+    values = raw[np.isfinite(raw)]
+    return bool(values.size and np.percentile(values, PERCENTILES[1]) <= 2 and (values % 1 != 0).any())
+
+
 def looks_like(sample: Floats) -> str:
     """What the numbers of an image seem to be: "decibels", "linear" (power or reflectance) or "digital numbers".
 
@@ -310,7 +316,7 @@ def fit_modality(
         images: raw (C, H, W) float32 arrays, NaN = invalid, channels already in the order of ``bands``. Every pixel is
             looked at, so thin out large images before.
         bands: band numbers in the file, kept in the contract.
-        db: the values are linear power; the range is taken in dB.
+        db: the values are linear power; the range is taken in dB, of those above 0.
         gsd_m: ground sampling distance in metres, if known.
 
     Raises:
@@ -321,7 +327,7 @@ def fit_modality(
         values = np.concatenate([image[channel].ravel() for image in images])
         values = values[np.isfinite(values)]
         if db:
-            values = to_db(values)
+            values = to_db(values[values > 0])  # others are at its floor, and as undeclared nodata can be many
         if values.size == 0:
             raise InputError(f"band {band}: found no valid pixel in {len(images)} images, expected some; check nodata")
         lo, hi = (float(v) for v in np.percentile(values, PERCENTILES))

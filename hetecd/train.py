@@ -30,7 +30,7 @@ from hetecd import losses
 from hetecd.augment import augment, cutmix
 from hetecd.calibrate import calibrate_to
 from hetecd.config import IGNORE, ModelConfig, TrainConfig, deciding
-from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, split_tiles
+from hetecd.data import EpochSampler, TileDataset, collate, fit_modalities, known_modalities, split_tiles
 from hetecd.errors import CheckpointError, ConfigError, InputError, OutputError
 from hetecd.files import replacing
 from hetecd.folders import TileFiles
@@ -120,10 +120,11 @@ def fit(
     train_tiles = TileDataset(train_files, config, optical, sar, augment)
     if not train_tiles.has_change:
         raise InputError(f"{data}: found no changed pixel in {len(train_files)} training labels, expected some")
-    training = Training(
-        fresh(model_config, config.seed, config.encoder_weights, config.start_from), config, info, train_tiles,
-        TileDataset(val_files, config, optical, sar),
-    )  # fmt: skip
+    val_tiles = TileDataset(val_files, config, optical, sar)
+    if config.calibrate and not val_tiles.has_change:
+        raise InputError(f"calibrate: found no changed pixel in {len(val_files)} held-out labels; set it to false")
+    network = fresh(model_config, config.seed, config.encoder_weights, config.start_from)
+    training = Training(network, config, info, train_tiles, val_tiles)
     _check_writable(out)
     try:
         trainer = _trainer(out, config, hardware)
@@ -316,15 +317,16 @@ class Keep(Callback):
         assert isinstance(task, Training)
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}  # gathers: on every rank
         iou = task.scores["iou"]
-        better = iou > task.best
-        if math.isnan(iou) and len(task.val_tiles):
-            log.warning("validation: no changed pixel in label or prediction, so the last epoch counts as the best")
-        elif better:
+        tells = task.val_tiles.has_change and not math.isnan(iou)
+        better = tells and iou > task.best
+        if better:
             task.best = iou
+        elif not tells and len(task.val_tiles):
+            log.warning("validation: no changed pixel in the labels, so the last epoch counts as the best")
         if trainer.is_global_zero:
             scores = {k: None if math.isnan(v) else round(v, 6) for k, v in task.scores.items()}
             info = dataclasses.replace(task.info, scores=scores | {"epoch": trainer.current_epoch})
-            if better or math.isnan(iou):
+            if better or not tells:
                 save(self.out / BEST, task.result, info)
             save(self.out / LAST, task.result, info)
             self._write_line(trainer, metrics, scores)
@@ -433,7 +435,7 @@ def _contracts(files: Sequence[TileFiles], config: TrainConfig) -> tuple[Modalit
     assert info is not None
     if info.before_is != config.before_is:
         raise ConfigError(f"start_from: found {info.before_is} as the earlier date there; set before_is to that")
-    return info.optical, info.sar
+    return known_modalities(files, config, info.optical, info.sar)
 
 
 def _calibrate(path: Path, tiles: TileDataset) -> None:

@@ -183,7 +183,10 @@ def fresh(config: ModelConfig, seed: int, encoder_weights: str = "", start_from:
         for encoder in (model.optical_encoder, model.sar_encoder):
             load_encoder(encoder_weights, encoder, config.encoder)
     if start_from:
-        fill(model, unfolded(load(start_from)).state_dict(), start_from)
+        start = load(start_from)
+        fill(model, unfolded(start).state_dict(), start_from)
+        if odd := config.unlike(start.config):  # such as are no tensors
+            raise CheckpointError(f"{start_from}: found another {', '.join(odd)}, expected the network to be trained")
     return model
 
 

@@ -314,6 +314,11 @@ def test_another_checkpoint_does_not_replace_the_results_of_one(
     assert "--name" in capsys.readouterr().err
     assert accuracy.main([*arguments, "--name", "other"]) == 0
     assert {result.row for result in results(tmp_path)} == {decided.stem, "other"}
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = tmp_path / "elsewhere" / tiles.name  # other tiles in a folder of the same name
+    shutil.copytree(tiles, elsewhere)
+    with pytest.raises(ConfigError, match="found a result of another sha256, tta, data"):
+        score_checkpoint(decided, elsewhere, "test", tmp_path)
 
 
 class TinyNet(nn.Module):

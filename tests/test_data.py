@@ -24,6 +24,7 @@ from hetecd.data import (
     collate,
     find_tiles,
     fit_modalities,
+    known_modalities,
     read_label,
     read_tile,
     split_tiles,
@@ -273,13 +274,41 @@ def test_fit_uint8(tmp_path: Path) -> None:
     files = make_split(tmp_path, 2)
     config = TrainConfig(normalise="uint8")
     assert [m.high for m in fit_modalities(files, config)] == [(255.0,) * 3, (255.0,)]
-    with pytest.raises(ConfigError, match="sar_db on"):
+    with pytest.raises(ConfigError, match="found uint8 with sar_db in"):
         fit_modalities(files, replace(config, sar_db=True))
     save(tmp_path / "a.tif", np.zeros((3, 40, 40), np.uint16))
     with pytest.raises(ConfigError, match="uint16 pixels in"):
-        fit_modalities([replace(files[0], before=tmp_path / "a.tif")], config)
+        fit_modalities([files[0], replace(files[1], before=tmp_path / "a.tif")], config)
     with pytest.raises(InputError, match="no tiles"):
         fit_modalities([], config)
+
+
+def test_power_that_is_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    optical = save(tmp_path / "a.tif", rng.integers(200, 1201, (3, 100, 100)).astype(np.uint16))
+    sar = rng.uniform(0.01, 1, (1, 100, 100)).astype(np.float32)
+    sar[:, :10] = 0  # nodata that nobody declared does not decide the range
+    files = [TileFiles("x", optical, save(tmp_path / "b.tif", sar))]
+    assert fit_modalities(files, TrainConfig(sar_db=True))[1].low[0] > -20
+    save(tmp_path / "b.tif", rng.uniform(-20, 2, (1, 100, 100)).astype(np.float32))
+    with pytest.raises(ConfigError, match="holds decibels already"):
+        fit_modalities(files, TrainConfig(sar_db=True))
+
+
+def test_tiles_for_weights_that_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = make_split(tmp_path, 2)
+    optical, sar = fit_modalities(files, TrainConfig())
+    assert known_modalities(files, TrainConfig(), optical, sar) == (optical, sar)
+    config = TrainConfig(optical_bands=(3, 1, 2))
+    assert known_modalities(files, config, optical, sar) == (replace(optical, bands=(3, 1, 2)), sar)
+    assert caplog.messages == []
+    with pytest.raises(ConfigError, match=r"optical_bands: found \[1\], expected 3"):
+        known_modalities(files, TrainConfig(optical_bands=(1,)), optical, sar)
+    with pytest.raises(ConfigError, match="sar_db: found true, but the weights"):
+        known_modalities(files, TrainConfig(sar_db=True), optical, sar)
+    foreign = [replace(file, before=save(tmp_path / "a.tif", np.full((3, 64, 64), 900, np.uint16))) for file in files]
+    known_modalities(foreign, TrainConfig(), optical, sar)
+    assert caplog.messages[0].startswith("optical: found 900 to 900 in the tiles, expected what the weights")
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

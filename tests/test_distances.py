@@ -19,6 +19,7 @@ from hetecd.errors import CheckpointError, InputError
 from hetecd.losses import fca_loss
 from hetecd.model import HeteCD
 from hetecd.train import Hardware, fit
+from hetecd.weights import fresh
 
 
 def test_distances_by_hand() -> None:
@@ -91,3 +92,17 @@ def test_what_cannot_be_compared(aligned: HeteCD, tiles: Path, tmp_path: Path) -
         compare(aligned, other, tiles)
     with pytest.raises(InputError):
         compare(aligned, None, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "residual_s"])
+def test_an_untrained_network_is_measured_on_the_scale_of_its_batches(
+    encoder: str, aligned: HeteCD, tiles: Path
+) -> None:
+    """As encoders with batch norms have none before they have seen data."""
+    assert aligned.info is not None
+    config = dataclasses.replace(aligned.config, encoder=encoder)  # type: ignore[arg-type]
+    net = fresh(config, 0).eval()
+    net.info = dataclasses.replace(aligned.info, model=config, recipe={"seed": 0})
+    results = compare(net, None, tiles, most=3)
+    before, after = (results[f"stage 3, {name}"].wasserstein for name in ("before", "after"))
+    assert before > 1.5 * after if encoder == "residual_s" else before == after

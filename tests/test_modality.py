@@ -224,3 +224,12 @@ def test_mirrored_is_the_mean_with_the_mirror_image_at_the_diagonal() -> None:
     right = np.roll(optical[:, 0], -1, 2) + 2 * np.roll(sar[:, 0], -1, 1)  # above is to the right there, left is below
     wanted = (leaning(optical, sar) + right) / 2
     np.testing.assert_allclose(mirrored(leaning)(optical, sar), wanted, atol=1e-6)
+
+
+def test_fractions_are_foreign_to_weights_of_8_bits() -> None:
+    rng = np.random.default_rng(0)
+    known = uint8_modality((1,))
+    assert known.outlying(rng.uniform(0, 1, (1, 50, 50)).astype(np.float32)) == 0  # they lie in the range
+    for high, whole, foreign in ((1.5, False, True), (1.5, True, False), (3, False, False), (250, True, False)):
+        image = rng.uniform(0, high, (1, 50, 50)).astype(np.float32)
+        assert known.is_foreign(image.round() if whole else image) is foreign

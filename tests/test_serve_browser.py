@@ -120,7 +120,8 @@ def test_what_shows_an_upload_stays_what_it_is(page: Callable[[str], Chrome]) ->
             const item = show({ ...job, ...change });
             return [item, item.querySelector("button"), item.querySelector("progress").getAttribute("value")];
         });
-        return [seen.every(([item, button]) => item === seen[0][0] && button === seen[0][1]), seen.map((each) => each[2]),
+        return [seen.every(([item, button]) => item === seen[0][0] && button === seen[0][1]),
+                seen.map(([, , value]) => value),
                 seen[0][0].querySelector("small").textContent, seen[0][1].hidden]"""
     same, values, said, hidden = page("/").execute_script(script)
     assert (same, values, hidden) == (True, [None, "0.05", None], True)

@@ -257,6 +257,20 @@ def test_what_cannot_be_started_is_refused(tiles: Path, tmp_path: Path) -> None:
         fit(other, tmp_path / "blank", MODEL, _config(epochs=1), hardware=CPU)
 
 
+def test_held_out_tiles_without_change_choose_no_epoch(tmp_path: Path) -> None:
+    for split, seeds in (("train", range(2)), ("val", range(2, 3))):
+        write_tiles(tmp_path, split, seeds, tile_px=64, scene_px=128)
+    for path in (tmp_path / "val" / "label").iterdir():
+        write_raster(path, np.zeros((64, 64), np.uint8), Grid(None, None, 64, 64))
+    with pytest.raises(InputError, match=r"calibrate: found no changed pixel in \d+ held-out labels"):
+        fit(tmp_path, tmp_path / "run", MODEL, _config(epochs=2, calibrate=True), hardware=CPU)
+    fit(tmp_path, tmp_path / "run", MODEL, _config(epochs=2), hardware=CPU)
+    assert [float(row["val_iou"]) for row in _rows(tmp_path / "run")] == [0, 0]  # each calls something changed
+    net = hetecd.load(tmp_path / "run" / "best.safetensors")
+    assert net.info is not None
+    assert net.info.scores["epoch"] == 1
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_weights_without_a_state_are_neither_gone_on_from_nor_replaced(
     resume: bool, tiles: Path, tmp_path: Path
@@ -425,6 +439,8 @@ def test_a_training_can_start_from_another_and_ends_calibrated(
     ("model", "changes", "words"),
     [
         ({"width": 16}, {}, "does not fit the network"),
+        ({"attention": "published"}, {}, "found another attention, expected the network to be trained"),
+        ({}, {"sar_bands": (1, 1)}, r"sar_bands: found \[1, 1\], expected 1"),
         ({}, {"before_is": "sar"}, "found optical as the earlier date"),
     ],
 )
@@ -442,3 +458,9 @@ def test_a_start_that_does_not_fit_is_refused(
 def test_two_kinds_of_initial_weights_are_one_too_many() -> None:
     with pytest.raises(ConfigError, match="start_from: found encoder_weights too"):
         TrainConfig(start_from="a", encoder_weights="b")
+
+
+@pytest.mark.parametrize("name", ["before_is", "normalise", "decay", "precision", "dice", "alignment", "fca_schedule"])
+def test_a_word_that_is_no_choice_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: found 'hard', expected one of "):
+        TrainConfig(**{name: "hard"})  # type: ignore[arg-type]
