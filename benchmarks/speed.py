@@ -237,6 +237,7 @@ def measure(table: str, rows: list[str], repetitions: int, threads: int, folder:
         pipe, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, row, table, threads, folder, device), daemon=True)
         process.start()
+        theirs.close()  # so that the end of a process is the end of its pipe
         variants.append(Variant(row, process, pipe, *pipe.recv()))
     for _ in range(repetitions):
         for variant in variants:

@@ -142,7 +142,7 @@ class TrainConfig:
             are the last ones.
         calibrate: at the end fit probabilities and threshold of the best checkpoint to the held-out tiles.
         seed: of weights, order, augmentation and dropout.
-        precision: "f32" or "bf16" (autocast).
+        precision: "f32" or "bf16" (autocast); on a CPU that does not compute bf16 this is f32.
         workers: processes that read tiles, per device and split; 0 reads in the main process. -1 chooses: none where
             a CPU trains, from which they would only take, and a share of the cores where a GPU does.
         ce_weights: class weights of the cross entropy (unchanged, changed).

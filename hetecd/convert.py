@@ -194,7 +194,7 @@ def convert_file(path: Path | str, out: Path | str, half: bool = False) -> str:
         save(out, model, info, half)
         return f"{out}: HeteCD, {config.encoder}, width {config.width}"
     name, tensors = convert_encoder(state, path)
-    save_encoder(out, tensors, name)
+    save_encoder(out, tensors, name, half)
     return f"{out}: encoder {name}; use it as `encoder_weights`"
 
 

@@ -84,7 +84,7 @@ class Attention(nn.Module):
         """Three of (B, heads, H * W, c) -> (B, heads, H * W, c)."""
         reach = self.reach
         if traced():
-            return _near_in_blocks(q, k, v, H, W, reach)
+            return _near_in_blocks(q, k, v, H, W, reach, dropout)
         q, k, v = (x.unflatten(2, (H, W)) for x in (q, k, v))
         rows, cols = torch.arange(H, device=q.device), torch.arange(W, device=q.device)
         seen_cols = (cols[:, None] - cols).abs() <= reach  # (W, W)
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         return torch.cat(parts, 2)
 
 
-def _near_in_blocks(q: Tensor, k: Tensor, v: Tensor, H: int, W: int, reach: int) -> Tensor:
+def _near_in_blocks(q: Tensor, k: Tensor, v: Tensor, H: int, W: int, reach: int, dropout: float) -> Tensor:
     """The same without a loop, for graphs: a block of reach x reach pixels looks at itself and the eight around it.
 
     Three of (B, heads, H * W, c) -> (B, heads, H * W, c).
@@ -128,7 +128,7 @@ def _near_in_blocks(q: Tensor, k: Tensor, v: Tensor, H: int, W: int, reach: int)
     inside = neighbours(F.pad(q.new_ones(1, 1, H, W, 1), around))[..., 0].unsqueeze(-2) > 0  # (1, blocks, 1, 1, 9 ...)
     query = blocks(F.pad(q, (0, 0, 0, right, 0, lower)))
     key, value = (neighbours(F.pad(x, around)) for x in (k, v))
-    x = attend(query, key, value, seen=near & inside)
+    x = attend(query, key, value, dropout, near & inside)
     x = x.unflatten(3, (reach, reach)).unflatten(1, (rows // reach, cols // reach)).permute(0, 3, 1, 4, 2, 5, 6)
     return x.reshape(-1, heads, rows, cols, c)[:, :, :H, :W].flatten(2, 3)
 

@@ -18,6 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 M = TypeVar("M", bound=nn.Module)
 # oneDNN's convolution together with what follows it, as torch.compile uses it; PyTorch without oneDNN lacks it.
 FUSED = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+# Without AVX-512 or the like oneDNN refuses bfloat16, and PyTorch's own convolutions take five times as long as in
+# float32. PyTorch asks for it under a private name; without it bfloat16 is not worth while.
+BF16 = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
 SCORES = 2**24  # attention scores held at a time
 BLOCK = 2**23  # bytes of an image that Winograd transforms at a time: enough for full speed, and little memory
 SMALL = 1024  # pixels below which Winograd does not pay
@@ -184,7 +187,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, seen
 def conv_gelu(x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
     """GELU of a convolution that keeps the size, (B, C, h, w) -> (B, C_out, h, w); for inference in a single pass."""
     padding = weight.shape[-1] // 2
-    known = x.dtype in (torch.float32, torch.bfloat16) and x.dtype == weight.dtype == bias.dtype
+    known = x.dtype in (torch.float32, *((torch.bfloat16,) if BF16 else ())) and x.dtype == weight.dtype == bias.dtype
     if FUSED is None or plain(x) or torch.is_grad_enabled() or not known:
         return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
     return FUSED(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")

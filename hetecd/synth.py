@@ -254,6 +254,7 @@ def write_tiles(
     """
     if not 32 <= tile_px <= scene_px:
         raise InputError(f"tile_px: found {tile_px}, expected 32 to the edge of the scene ({scene_px})")
+    seeds = list(seeds)
     for seed in seeds:
         _check(seed, scene_px, scene_px, kind or "flood", looks, jitter_px)
     folders = [Path(root) / split / name for name in ("A", "B", "label")]

@@ -291,7 +291,8 @@ def _water(rng: np.random.Generator, y: Reals, x: Reals, kind: SceneKind) -> tup
 def _flood(rng: np.random.Generator, above: Reals, dry: Bools, scene: tuple[slice, slice]) -> Reals:
     """Depth of the flood in metres, 0 where there is none; it covers 12 to 30 % of the scene."""
     floor = np.where(dry, np.inf, above)
-    level = np.quantile(floor[scene], rng.uniform(0.13, 0.30))
+    with np.errstate(invalid="ignore"):  # a tiny scene may hardly have dry land, and gets no flood then
+        level = np.quantile(floor[scene], rng.uniform(0.13, 0.30))
     wet = floor < level
     wet = ndimage.binary_opening(wet, np.ones((3, 3), bool))
     number, _ = ndimage.label(wet)

@@ -41,7 +41,7 @@ from hetecd.model import Features, HeteCD
 from hetecd.ops import keep_memory
 from hetecd.residual import RESIDUAL
 from hetecd.resume import SafetensorsIO
-from hetecd.weights import fresh, load, save
+from hetecd.weights import fresh, load, precision_on, save
 
 log = logging.getLogger("hetecd")
 
@@ -477,12 +477,13 @@ def _check_writable(out: Path) -> None:
 def _trainer(out: Path, config: TrainConfig, hardware: Hardware) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     terminal = sys.stderr.isatty()
+    kind = "cpu" if hardware.accelerator == "cpu" or not torch.accelerator.is_available() else hardware.accelerator
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices or "auto",
         num_nodes=hardware.nodes,
         strategy=hardware.strategy,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if precision_on(kind, config.precision) == "bf16" else "32-true",
         max_epochs=config.epochs,
         gradient_clip_val=1.0,  # any value makes Lightning call configure_gradient_clipping, which does it
         callbacks=[Keep(out), *([TQDMProgressBar()] if terminal else [])],

@@ -5,6 +5,8 @@ stranger's file is safe.
 """
 
 import copy
+import functools
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +22,14 @@ from hetecd.files import replacing
 from hetecd.info import FORMAT, ModelInfo, from_metadata, to_metadata
 from hetecd.modality import Floats, Focusing, Inner, Predictor, Scaled, Windows
 from hetecd.model import HeteCD, around, within
-from hetecd.ops import freeze, give_back_memory, keep_memory
+from hetecd.ops import BF16, freeze, give_back_memory, keep_memory
 from hetecd.residual import LOOK_PX, RESIDUAL
 from hetecd.runtime import Precision
 from hetecd.tiles import BLEND_PX
 
 __all__ = ["FORMAT", "fresh", "load", "load_encoder", "predictor", "save", "save_encoder"]
+
+log = logging.getLogger("hetecd")
 
 ENCODER_FORMAT = "hetecd-encoder-1"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -41,15 +45,20 @@ def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -
         path: where to; should end in .safetensors.
         model: the network.
         info: everything else.
-        half: store floating-point tensors in half precision (loading gives float32 again).
+        half: store floating-point tensors in half precision, where that holds their numbers (loading gives float32
+            again).
 
     Raises:
         OutputError: the file cannot be written.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    if half:
-        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
-    save_tensors(path, tensors, to_metadata(info))
+    save_tensors(path, halved(tensors) if half else tensors, to_metadata(info))
+
+
+def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors in half precision, but for those with numbers above its 65504."""
+    fits = {key: value.is_floating_point() and bool(value.half().isfinite().all()) for key, value in tensors.items()}
+    return {key: value.half() if fits[key] else value for key, value in tensors.items()}
 
 
 def check_name(path: Path | str) -> None:
@@ -141,13 +150,13 @@ def load(path: Path | str) -> HeteCD:
     return model.eval()
 
 
-def save_encoder(path: Path | str, tensors: dict[str, Tensor], name: str) -> None:
-    """Write an encoder file for the recipe key ``encoder_weights``.
+def save_encoder(path: Path | str, tensors: dict[str, Tensor], name: str, half: bool = False) -> None:
+    """Write an encoder file for the recipe key ``encoder_weights``; ``half``: in half precision.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    save_tensors(path, tensors, {"format": ENCODER_FORMAT, "encoder": name})
+    save_tensors(path, halved(tensors) if half else tensors, {"format": ENCODER_FORMAT, "encoder": name})
 
 
 def load_encoder(path: Path | str, encoder: torch.nn.Module, name: str) -> None:
@@ -236,7 +245,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto"
     Args:
         model: a loaded network, or any that has its ``info`` set. It is copied: what happens to it later is not seen.
         device: where to compute; "auto" takes a GPU if there is one.
-        precision: "bf16" computes in bfloat16 (autocast), "auto" does so on a GPU; "f16" is for GPUs alone.
+        precision: "bf16" computes in bfloat16 (autocast) where the processor can, "auto" does so on a GPU; "f16" is for
+            GPUs alone.
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid. It
@@ -253,9 +263,15 @@ def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto"
     return info.scaled(normalised_predictor(model, device, precision))
 
 
+@functools.cache  # it speaks once
 def precision_on(kind: str, precision: Precision) -> Precision:
-    """What "auto" stands for on a kind of device: exact on a CPU, fast on a GPU."""
-    return ("bf16" if kind == "cuda" else "f32") if precision == "auto" else precision
+    """In what a kind of device computes: "auto" is exact on a CPU and fast on a GPU, bf16 needs a CPU that has it."""
+    if precision == "auto":
+        return "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "f32"
+    if kind == "cpu" and precision == "bf16" and not BF16:
+        log.info("bf16: this processor does not compute it, so float32 is faster and taken in its place")
+        return "f32"
+    return precision
 
 
 def normalised_predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto") -> Predictor:

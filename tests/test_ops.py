@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +252,30 @@ def test_freed_memory_is_kept(environment: dict[str, str], kept: bool) -> None:
         [sys.executable, "-c", program], env=own | environment, capture_output=True, text=True, check=True
     )
     assert (int(run.stdout) < 1000) == kept
+
+
+def test_a_processor_without_bfloat16(tiles: Path, tmp_path: Path) -> None:
+    """Such as most laptops have. oneDNN can be told to be one, before it is loaded."""
+    script = """
+        import sys
+        import torch
+        from hetecd import cli, ops
+
+        if ops.BF16:
+            sys.exit(77)  # no x86
+        x, weight, bias = torch.rand(1, 8, 20, 20), torch.rand(8, 8, 3, 3) / 8, torch.rand(8)
+        with torch.inference_mode():
+            low = ops.conv_gelu(*(tensor.bfloat16() for tensor in (x, weight, bias)))
+            torch.testing.assert_close(low.float(), ops.conv_gelu(x, weight, bias), rtol=0.02, atol=0.02)
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    words = ["train", "recipes/quick.yaml", "--data", tiles, "-o", tmp_path / "run", "--epochs", "1", "--width", "8",
+             "--sar-db", "true", "--accelerator", "cpu"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, words)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 77:
+        pytest.skip("this processor cannot pass for one without bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("so float32 is faster") == 1

@@ -1,5 +1,6 @@
 """A checkpoint carries its contract, holds no pickle, and says clearly what is wrong with it."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_half_precision_halves_the_file_and_loads_as_float32(net: HeteCD, tmp_pa
     again = load(tmp_path / "half.safetensors")
     assert {v.dtype for v in again.parameters()} == {torch.float32}
     torch.testing.assert_close(again.decoder.fuse.weight, net.decoder.fuse.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_what_half_precision_cannot_hold_is_kept(net: HeteCD, tmp_path: Path) -> None:
+    net = copy.deepcopy(net)
+    norm = next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var.fill_(1e5)
+    save(tmp_path / "half.safetensors", net, INFO, half=True)
+    assert all(value.isfinite().all() for value in load(tmp_path / "half.safetensors").state_dict().values())
 
 
 def _spoil(path: Path, how: str) -> None:
