@@ -42,6 +42,7 @@ SEARCH = 6  # windows per axis that look for data where these places miss it
 FEW = 12  # tiles, below which those around each window that shows data are better
 ISLAND_PX = 1024  # edge of what is looked at around one
 LIMIT_PX = 128  # largest displacement searched unless told otherwise
+MOST_PX = 1024  # of it; surfaces of all displacements then take about a gigabyte
 COARSE = 2  # pixels to one in the first look
 FINE_PX = (16, 8)  # displacement that may be left over, in the second and in the third look
 TURN = 0.05  # largest |rotation (radians) + change of scale|
@@ -222,10 +223,10 @@ def find_move(open_moved: OpenMoved, limit_px: int = LIMIT_PX) -> Alignment:
         limit_px: largest displacement searched at any place, in pixels of the grid along either axis.
 
     Raises:
-        InputError: ``limit_px`` is not positive, or what opening and reading raise.
+        InputError: ``limit_px`` is not from 1 to 1024 (memory grows with its square), or what opening and reading raise.
     """
-    if limit_px < 1:
-        raise InputError(f"align: found a largest shift of {limit_px} px, expected at least 1")
+    if not 1 <= limit_px <= MOST_PX:
+        raise InputError(f"align: found a largest shift of {limit_px} px, expected 1 to {MOST_PX}")
     with open_moved(None) as pair:
         plane = _Plane(pair.grid)
         tiles = _choose_tiles(pair)

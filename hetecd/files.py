@@ -14,8 +14,21 @@ from hetecd.errors import InputError, OutputError
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows; nothing keeps two runs apart there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
+
+MOST_OPEN = 1 << 16
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as its system allows: by default a thousand, fewer than some mosaics."""
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

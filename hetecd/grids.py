@@ -31,6 +31,8 @@ from hetecd.tiles import Window
 BLOCK_PX = 512  # polygons are drawn in blocks of this edge, always the same, so that windows agree to the last pixel
 NEAR_PX = 1e-3  # an edge this close to that of a pixel is meant to be there
 TURNS = ((-360.0, 0.0), (0.0, 0.0), (360.0, 0.0))  # the same place in degrees
+FINEST = 100  # pixels of a grid along one of the image: who asks for more has mistaken the unit
+LEAP = 100  # how many times the usual step along an edge leads to the other end of a map
 MOST_PX = 2**31 - 1  # along either edge, the most that GDAL counts
 
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]  # least and greatest (col, row)
@@ -115,6 +117,11 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
         raise InputError(f"{path}: found no pixel that has a place in {pixels.crs}, expected some; choose another CRS")
     box = np.min([least for least, _ in boxes], 0), np.max([greatest for _, greatest in boxes], 0)
     _check_size(pixels, box)
+    if choice.resolution and pixel_size(first, pixels.crs or first.crs) > FINEST * choice.resolution:
+        raise InputError(
+            f"resolution: found {choice.resolution:g}, which makes more than {FINEST} x {FINEST} pixels of one of the "
+            "image, expected a coarser one; it counts in units of the CRS"
+        )
     if choice.bounds is not None:
         left, bottom, right, top = choice.bounds
         corners = at_grid(pixels).pixel([left, right, left, right], [top, top, bottom, bottom])
@@ -146,15 +153,15 @@ def _pixels(first: Place, choice: GridChoice) -> Grid:
 
 
 def _check_whole(place: Place, crs: CRS, path: Path | str) -> None:
-    """InputError where an image lies on both ends of a map in degrees, on which it would span the globe."""
-    if not crs.is_geographic:
-        return
+    """InputError where an image lies on both ends of a map, on which it would span the globe."""
     # Middles of pixels: a map of the whole world may touch both ends.
     size = np.array([[place.width], [place.height]])
     cols, rows = (place.outline() - size / 2) * (1 - 1 / size) + size / 2
-    x = np.array(transform_points(place.crs, crs, *place.ground(cols, rows))[0])
-    jumps = np.abs(np.diff(x.reshape(4, -1)))  # along each edge
-    if (jumps[np.isfinite(jumps)] > 180).any():
+    at = np.array(transform_points(place.crs, crs, *place.ground(cols, rows)))
+    steps = np.hypot(*np.diff(at.reshape(2, 4, -1)))  # along each edge
+    steps = steps[np.isfinite(steps)]
+    most = 180 if crs.is_geographic else LEAP * np.median(steps) if steps.size else np.inf
+    if (steps > most).any():
         raise InputError(
             f"{path}: lies on both sides of the antimeridian or around a pole, expected neither for {crs}, in which it "
             f"would span the globe; choose another CRS, such as {metric_crs(place)}"

@@ -25,8 +25,9 @@ from rasterio.transform import Affine
 
 from hetecd import vrt
 from hetecd.errors import InputError
+from hetecd.files import allow_many_files
 from hetecd.modality import Floats
-from hetecd.place import Place, at_grid, box_of, pixel_of, place_of, side_by_side
+from hetecd.place import Place, at_grid, part_of, pixel_of, place_of, side_by_side
 from hetecd.products import is_product, product_files
 from hetecd.raster import (
     Bools,
@@ -35,6 +36,7 @@ from hetecd.raster import (
     check_numbers,
     files_of,
     is_remote,
+    nodata_of,
     one_line,
     open_raster,
     read_valid,
@@ -100,8 +102,7 @@ class Image:
         try:
             for granule in self.granules:
                 place, plane = side_by_side(_place(granule, grid), target)
-                box = box_of(place, at_grid(plane))
-                if box and (box[1] > 0).all() and (box[0] < grid.shape[::-1]).all():
+                if box := part_of(place, plane):
                     parts.append((box[0] - MARGIN_PX, box[1] + MARGIN_PX, self._reader(stack, granule, place, plane)))
         except (RasterioError, CPLE_BaseError, CRSError) as error:
             raise self._no_way_to(grid, error) from error
@@ -178,6 +179,8 @@ def open_image(path: Path | str, numbers: Sequence[int]) -> Iterator[Image]:
     """
     with ExitStack() as stack:
         is_folder = os.path.isdir(path)
+        if is_folder:
+            allow_many_files()  # all granules are open at once
         granules = []
         for file in images_of(path):
             dataset = stack.enter_context(open_raster(file))
@@ -385,7 +388,7 @@ def _float_copy(dataset: Any, numbers: Sequence[int]) -> str:
     alpha = alpha_band(dataset)
     mask = "" if alpha in numbers else "<UseMaskBand>true</UseMaskBand>"
     nodata = [
-        "" if (value := dataset.nodatavals[number - 1]) is None else f"<NODATA>{value!r}</NODATA>" for number in numbers
+        "" if (value := nodata_of(dataset, number)) is None else f"<NODATA>{value!r}</NODATA>" for number in numbers
     ]
     source = os.path.abspath(dataset.name) if os.path.exists(dataset.name) else _vsi_path(_parse_path(dataset.name))
     flags = {flag for number in numbers for flag in dataset.mask_flag_enums[number - 1]}

@@ -204,8 +204,20 @@ def pixel_of(source: Place, target: Place, cols: ArrayLike, rows: ArrayLike) -> 
     """Pixel coordinates (2, n) as (col, row) in ``target`` of those in ``source``; infinite where there is none."""
     x, y = source.ground(cols, rows)
     if source.crs != target.crs:
-        x, y = (np.asarray(v) for v in transform_points(source.crs, target.crs, x, y))
+        x, y = _brought(source.crs, target.crs, x, y)
     return target.pixel(x, y)
+
+
+def _brought(source: CRS | None, target: CRS | None, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    """Coordinates (2, n) in another CRS; infinite where they have none there."""
+    at = np.array([x, y], np.float64)
+    try:
+        return np.array(transform_points(source, target, *at))
+    except CPLE_BaseError:  # GDAL gives up for a single point
+        n = at.shape[1]
+        if n == 1:
+            return np.full((2, 1), np.inf)
+        return np.concatenate([_brought(source, target, *half) for half in (at[:, : n // 2], at[:, n // 2 :])], 1)
 
 
 def box_of(source: Place, target: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -215,12 +227,32 @@ def box_of(source: Place, target: Place) -> tuple[NDArray[np.float64], NDArray[n
     return (at.min(1), at.max(1)) if at.size else None
 
 
+def part_of(place: Place, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The box (col, row) of a grid outside of which a place has no pixels; without end where its outline does not tell.
+
+    That of the whole world, say, has no place in UTM, or another than it seems. None where the two do not meet.
+    """
+    at = pixel_of(place, at_grid(grid), *place.outline())
+    known = at[:, np.isfinite(at).all(0)]
+    box = (known.min(1), known.max(1)) if known.size else None
+    if box and known.shape == at.shape and _meets(box, grid.width, grid.height):
+        return box
+    back = box_of(at_grid(grid), place) if place.transform is not None else None
+    if back and _meets(back, place.width, place.height):
+        return np.full(2, -np.inf), np.full(2, np.inf)
+    return box if box and _meets(box, grid.width, grid.height) else None
+
+
+def _meets(box: tuple[NDArray[np.float64], NDArray[np.float64]], width: int, height: int) -> bool:
+    return bool((box[1] > 0).all() and (box[0] < (width, height)).all())
+
+
 def pixel_size(place: Place, crs: CRS) -> float:
     """Edge of a square in units of ``crs`` of the area of the pixel in the middle of a place."""
     col, row = place.width / 2, place.height / 2
     x, y = place.ground([col, col + 1, col], [row, row, row + 1])
     if place.crs is not None and place.crs != crs:
-        x, y = (np.asarray(v) for v in transform_points(place.crs, crs, x, y))
+        x, y = _brought(place.crs, crs, x, y)
     return float(np.sqrt(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))))
 
 

@@ -144,7 +144,8 @@ def to_float32(array: NDArray[Any], valid: Bools) -> Floats:
     """(C, H, W) of any dtype to float32 with NaN where ``valid`` (H, W) is False."""
     if not valid.any():  # much of a large scene
         return np.full(array.shape, np.nan, np.float32)
-    out = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # such as nodata of float64
+        out = array.astype(np.float32)
     np.copyto(out, np.float32(np.nan), where=~valid)
     return out
 
@@ -289,7 +290,7 @@ def read_valid(
         raise InputError(f"{path}: cannot read its pixels ({one_line(error)}); {hint}") from None
     for plane, number in zip(array, distinct, strict=True):
         # A mask band hides the nodata value from GDAL's mask, so the value is always looked at here.
-        nodata = dataset.nodatavals[number - 1]
+        nodata = nodata_of(dataset, number)
         if nodata is not None and not np.isnan(nodata):
             valid &= plane != nodata
         if plane.dtype.kind == "f":
@@ -299,13 +300,24 @@ def read_valid(
     return array, valid
 
 
+def nodata_of(dataset: Any, number: int) -> float | None:
+    """The value that by itself marks invalid pixels of a band; None where it takes those of all bands, or nothing."""
+    value: float | None = dataset.nodatavals[number - 1]
+    return None if _by_all_values(dataset.mask_flag_enums[number - 1]) else value
+
+
+def _by_all_values(flags: Sequence[MaskFlags]) -> bool:
+    """Whether a pixel is invalid where every band has its value (NODATA_VALUES), as GDAL's mask has it."""
+    return MaskFlags.nodata in flags and MaskFlags.per_dataset in flags
+
+
 def _mask_bands(dataset: Any, numbers: Sequence[int]) -> list[int]:
     """The bands whose mask bands must be read: one for a mask of the whole file, none where values tell."""
     flags = [dataset.mask_flag_enums[number - 1] for number in numbers]
     masked = [
         number
         for number, flag in zip(numbers, flags, strict=True)
-        if not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flag)
+        if _by_all_values(flag) or not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flag)
     ]
     shared = all(MaskFlags.per_dataset in flag for flag in flags)
     return masked[:1] if shared else masked

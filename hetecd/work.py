@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hetecd.cog import write_part
@@ -27,6 +28,7 @@ from hetecd.tiles import Window
 log = logging.getLogger("hetecd")
 
 FOLDER = ".hetecd-work"
+MEASURED_PX = 1e-5  # how far two measurements of one alignment may be apart, also in degrees and as a scale
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def work_in(
     """
     with locked(out_dir):
         folder = out_dir / FOLDER
+        if made_from is None and not redo and _is_known(folder / "journal"):
+            raise InputError(f"{out_dir}: found unfinished work of a known run; finish that, or choose another folder")
         if redo or made_from is None:
             _remove(folder)
         work = Work(folder, made_from, batch, keep_batch)
@@ -181,9 +185,9 @@ class Work:
                 self.done[window] = Block(window, entry["valid_pixels"])
 
     def _check(self, found: Any, expected: Any) -> None:
-        if found != expected:
-            before, now = _flat(found), _flat(expected)
-            key = next(key for key in [*now, *before] if before.get(key) != now.get(key))
+        before, now = _flat(found), _flat(expected)
+        key = next((key for key in [*now, *before] if not _same(key, before.get(key), now.get(key))), None)
+        if key is not None:
             raise InputError(
                 f"{self.folder.parent}: found unfinished work with {key} {before.get(key)}, expected {now.get(key)}; "
                 "repeat that run, choose another folder, or drop the work with --redo"
@@ -207,10 +211,26 @@ def _checksum(path: Path) -> int | None:
         return None
 
 
+def _is_known(journal: Path) -> bool:
+    """Whether a journal says what its work is of."""
+    try:
+        with journal.open("rb") as file:
+            return json.loads(file.readline())["made_from"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _remove(folder: Path) -> None:
     """Remove work. The journal goes first: without it nothing else there counts."""
     (folder / "journal").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    """Whether two values are the same; an alignment is measured, and differs in its last digits between processors."""
+    if key.startswith("alignment.") and isinstance(one, float | list) and isinstance(other, float | list):
+        return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0, atol=MEASURED_PX)
+    return bool(one == other)
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:

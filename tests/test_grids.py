@@ -111,7 +111,10 @@ def test_what_cannot_be(tmp_path):
         refused("which is none of a map", crs=vertical_or_geocentric)
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), crs="EPSG:4326")
     assert chosen(AFAR, crs="EPSG:3832").width == pytest.approx(AFAR.width, rel=0.1)
-    refused("both sides of the antimeridian", AFAR, crs="EPSG:4326")
+    for crs in ("EPSG:4326", "EPSG:3857", "EPSG:3395", "EPSG:6933"):
+        refused("both sides of the antimeridian", AFAR, crs=crs)
+    refused("more than 100 x 100 pixels of one of the image", resolution=0.001)
+    refused("more than 100 x 100 pixels of one of the image", crs="EPSG:4326", resolution=1e-9)
     refused("around a pole", Grid(CRS.from_epsg(3413), Affine(10, 0, -900, 0, -10, 1100), 200, 200), crs="EPSG:4326")
     refused("no CRS", Grid(None, Affine.identity(), 40, 50), aoi="x.gpkg")
     with pytest.raises(UsageError, match="leave these flags out"):

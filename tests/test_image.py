@@ -17,6 +17,7 @@ from test_place import curved, polynomials, tie_points
 
 from hetecd.errors import InputError
 from hetecd.image import are_tiles, open_image
+from hetecd.inspection import _covered
 from hetecd.pair import open_pair
 from hetecd.raster import Grid
 from hetecd.results import About, describe
@@ -312,3 +313,22 @@ def test_half_of_an_image_on_the_other_side(tmp_path):
         tmp_path / "all.tif", Grid(WGS84, Affine(1, 0, -180, 0, -1, 90), 180, 360), np.ones((1, 180, 360), np.uint8)
     )
     assert read(wide, globe)[2].mean() > 0.9
+
+
+@pytest.mark.parametrize("bounds", [(-20, 0, 180, 80), (-180, -90, 180, 90)], ids=["half of it", "the world"])
+def test_an_image_whose_outline_has_no_place_on_the_grid(tmp_path, bounds):
+    """The answer must not depend on how often it was asked, either: GDAL complains of the first few points only."""
+    left, bottom, right, top = bounds
+    wide = Grid(WGS84, Affine((right - left) / 400, 0, left, 0, -(top - bottom) / 300, top), 300, 400)
+    path = save(tmp_path / "wide.tif", wide, np.arange(1, 120_001, dtype=np.float32).reshape(1, 300, 400))
+    grid = Grid(UTM, Affine(1000, 0, 500_000, 0, -1000, 5_005_000), 100, 100)
+    found = []
+    for _ in range(10):
+        with open_image(path, (1,)) as image, ExitStack() as stack:
+            values, valid = image.on(stack, grid)(Window(0, 0, 100, 100))
+        assert valid.all()
+        found.append(values)
+    assert all(np.array_equal(values, found[0]) for values in found)
+    part = save(tmp_path / "part.tif", grid, np.ones((1, 100, 100), np.uint8))
+    with open_image(part, (1,)) as image:
+        assert not _covered(image, wide).all()

@@ -1,6 +1,7 @@
 import os
 import re
 import zipfile
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
+from hetecd.image import open_image
 from hetecd.raster import Grid, crs_text, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 
@@ -111,6 +113,26 @@ def test_mask_band_with_and_without_nodata(tmp_path, nodata):
     expected = mask > 0
     expected[9, 9] = nodata is None
     assert np.array_equal(read_raster(tmp_path / "x.tif").valid, expected)
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+@pytest.mark.parametrize("aside", [0, 1.5])
+def test_a_pixel_is_invalid_where_all_bands_have_their_nodata_value(tmp_path, nodata, aside):
+    """As the tag NODATA_VALUES has it, whether the image is warped or not; PNGs with a transparent colour have both."""
+    image = noise((3, 60, 60), "uint8")
+    image[:, 20:40, 20:40] = 0
+    image[0, 50:55, 50:55] = 0
+    profile = {"driver": "GTiff", "count": 3, "height": 60, "width": 60, "dtype": "uint8", "nodata": nodata}
+    place = {"crs": UTM, "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
+    with rasterio.open(tmp_path / "x.tif", "w", **profile, **place) as dataset:
+        dataset.write(image)
+        dataset.update_tags(NODATA_VALUES="0 0 0")
+    moved = Grid(UTM, place["transform"] @ Affine.translation(aside, aside), 58, 58)
+    with open_image(tmp_path / "x.tif", (1, 2, 3)) as opened, ExitStack() as stack:
+        valid = opened.on(stack, moved)(Window(0, 0, 58, 58))[1]
+    assert not valid[22:36, 22:36].any()
+    assert valid[:18].all()
+    assert valid[45:].all()
 
 
 def test_alpha_masks_and_is_no_data_band(tmp_path):
