@@ -223,7 +223,8 @@ def find_move(open_moved: OpenMoved, limit_px: int = LIMIT_PX) -> Alignment:
         limit_px: largest displacement searched at any place, in pixels of the grid along either axis.
 
     Raises:
-        InputError: ``limit_px`` is not from 1 to 1024 (memory grows with its square), or what opening and reading raise.
+        InputError: ``limit_px`` is not from 1 to 1024 (memory grows with its square), or what opening and
+            reading raise.
     """
     if not 1 <= limit_px <= MOST_PX:
         raise InputError(f"align: found a largest shift of {limit_px} px, expected 1 to {MOST_PX}")

@@ -204,8 +204,9 @@ def test_nothing_is_moved_where_no_place_fits(tmp_path):
 def test_beyond_the_limit(files):
     assert not find_move(files.opener(Affine.translation(40, 0)), 12).moved
     assert find_move(files.opener(Affine.translation(10, 0)), 12).moved
-    with pytest.raises(InputError, match="at least 1"):
-        find_move(files.opener(), 0)
+    for limit_px in (0, 2000):
+        with pytest.raises(InputError, match=f"largest shift of {limit_px} px, expected 1 to 1024"):
+            find_move(files.opener(), limit_px)
 
 
 @pytest.mark.parametrize("transform", [STILL, Affine.scale(2, -2)])
