@@ -197,8 +197,8 @@ def score_checkpoint(
     for path in sorted(folder.glob("*.json")):
         before = {"tta": False, "data": settings["data"]} | read_result(path).settings
         same = ("sha256", "tta", "data") if path.stem == f"seed0-{fold}" else ("sha256", "tta")
-        if any(before.get(key) != settings[key] for key in same):
-            raise ConfigError(f"{path}: found a result of another {', '.join(same)}; choose another name with --name")
+        if other := [key for key in same if before.get(key) != settings[key]]:
+            raise ConfigError(f"{path}: found a result of another {', '.join(other)}; choose another name with --name")
     if tta:
         adds = None if trained.multiply_adds is None else 2 * trained.multiply_adds
         trained = dataclasses.replace(trained, predictor=mirrored(trained.predictor), multiply_adds=adds)

@@ -21,7 +21,17 @@ from torch.utils.data import Dataset, Sampler
 from hetecd.config import IGNORE, Role, TrainConfig
 from hetecd.errors import ConfigError, InputError, some
 from hetecd.folders import TileFiles, find_tiles, hold_out_blocks, match_tiles, split_tiles
-from hetecd.modality import EIGHT_BIT, MIN_PX, PERCENTILES, Floats, Modality, fit_modality, looks_like, uint8_modality
+from hetecd.modality import (
+    EIGHT_BIT,
+    MIN_PX,
+    PERCENTILES,
+    Floats,
+    Modality,
+    fit_modality,
+    looks_like,
+    to_db,
+    uint8_modality,
+)
 from hetecd.raster import data_bands, open_raster, read_raster, to_float32
 
 __all__ = [
@@ -220,8 +230,8 @@ def known_modalities(
             log.warning(
                 "%s: found %.4g to %.4g in the tiles, expected what the weights to start from know (%s to %s, %s); "
                 "convert the tiles, or train without start_from",
-                role, *np.nanpercentile(values, PERCENTILES), modality.low, modality.high,
-                "dB" if modality.db else modality.unit,
+                role, *np.nanpercentile(to_db(values) if modality.db else values, PERCENTILES), modality.low,
+                modality.high, f"dB of {modality.unit}" if modality.db else modality.unit,
             )  # fmt: skip
     return contracts
 

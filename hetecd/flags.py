@@ -26,7 +26,7 @@ def device_arguments(parser: ArgumentParser) -> None:
         "--precision",
         type=Literal["auto", "f32", "bf16", "f16"],
         default="auto",
-        help="auto: bf16 on a GPU; f16: GPU only",
+        help="auto: bf16 on a GPU that has it; f16: GPU only",
     )
     parser.add_argument(
         "--runtime", type=Literal["auto", "torch", "openvino", "onnx"], default="auto",

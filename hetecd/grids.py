@@ -24,7 +24,7 @@ from rasterio.warp import transform_bounds
 
 from hetecd.errors import InputError, UsageError, some
 from hetecd.ground import STRAIGHT_PX
-from hetecd.place import Place, at_grid, box_of, metric_crs, pixel_size
+from hetecd.place import Place, at_grid, box_of, brought, metric_crs, pixel_size
 from hetecd.raster import Bools, Grid, one_line
 from hetecd.tiles import Window
 
@@ -105,7 +105,9 @@ def choose_grid(places: Sequence[Place], path: Path | str, choice: GridChoice) -
         return CommonGrid(Grid(None, first.transform or Affine.identity(), first.height, first.width))
     try:
         pixels = _pixels(first, choice)
-        for place in places if choice.crs else ():
+        # Of a map in metres a part may be asked for: it is no larger, whatever the image would be.
+        part = pixels.crs is not None and pixels.crs.is_projected and (choice.bounds or choice.aoi)
+        for place in places if choice.crs and not part else ():
             _check_whole(place, pixels.crs, path)
         if not choice.crs:
             _check_one_side(places, path)
@@ -157,8 +159,9 @@ def _check_whole(place: Place, crs: CRS, path: Path | str) -> None:
     # Middles of pixels: a map of the whole world may touch both ends.
     size = np.array([[place.width], [place.height]])
     cols, rows = (place.outline() - size / 2) * (1 - 1 / size) + size / 2
-    at = np.array(transform_points(place.crs, crs, *place.ground(cols, rows)))
-    steps = np.hypot(*np.diff(at.reshape(2, 4, -1)))  # along each edge
+    at = brought(place.crs, crs, *place.ground(cols, rows))
+    with np.errstate(invalid="ignore"):
+        steps = np.hypot(*np.diff(at.reshape(2, 4, -1)))  # along each edge
     steps = steps[np.isfinite(steps)]
     most = 180 if crs.is_geographic else LEAP * np.median(steps) if steps.size else np.inf
     if (steps > most).any():

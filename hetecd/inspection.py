@@ -26,7 +26,7 @@ from hetecd.info import ModelInfo
 from hetecd.modality import EIGHT_BIT, Floats, Modality, Windows, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
-from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_text, data_bands, day_of
+from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_text, data_bands, day_of, nodata_of
 from hetecd.scaling import Scaling
 from hetecd.stream import check_windows
 from hetecd.tiles import Window, sampled, spread, starts
@@ -217,10 +217,12 @@ def _sample(read: Read, shape: tuple[int, int]) -> tuple[Floats, float]:
 def _nodata(granule: Granule) -> str:
     """How a file marks invalid pixels."""
     dataset = granule.dataset
-    ways = [f"value {value:g}" for value in sorted({v for v in dataset.nodatavals if v is not None})]
-    if any("per_dataset" in [flag.name for flag in flags] and "alpha" not in [flag.name for flag in flags]
-           for flags in dataset.mask_flag_enums):  # fmt: skip
-        ways.append("mask band")
+    values = (nodata_of(dataset, number) for number in dataset.indexes)
+    ways = [f"value {value:g}" for value in sorted({v for v in values if v is not None})]
+    masks = [{flag.name for flag in flags} for flags in dataset.mask_flag_enums]
+    of_all = [names for names in masks if "per_dataset" in names and "alpha" not in names]
+    if of_all:
+        ways.append("values of all bands together" if "nodata" in of_all[0] else "mask band")
     if alpha_band(dataset):
         ways.append("alpha")
     return ", ".join(ways) or "not declared"

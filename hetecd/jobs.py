@@ -295,7 +295,7 @@ def _remove_stale(root: Path) -> None:
 
 
 def _half_made(root: Path, stage: Path) -> Path | None:
-    """The folder without a summary that was being made of an upload; never another, whatever its marker holds."""
+    """The folder without a summary that was being made of an upload: one right in the served folder, or none."""
     marker = stage / RESULT
     name = marker.read_text(errors="replace") if marker.is_file() else ""
     return root / name if NAME.fullmatch(name) and not (root / name / "summary.json").is_file() else None

@@ -281,7 +281,7 @@ def is_above_8_bits(raw: Floats) -> bool:
 def is_share(raw: Floats) -> bool:
     """Whether the values are fractions, hardly any of them above 2, as of reflectance and power; NaN = invalid."""
     values = raw[np.isfinite(raw)]
-    return bool(values.size and np.percentile(values, PERCENTILES[1]) <= 2 and (values % 1 != 0).any())
+    return looks_like(raw) == "linear" and bool(np.percentile(values, PERCENTILES[1]) <= 2)
 
 
 def looks_like(sample: Floats) -> str:

@@ -204,11 +204,11 @@ def pixel_of(source: Place, target: Place, cols: ArrayLike, rows: ArrayLike) -> 
     """Pixel coordinates (2, n) as (col, row) in ``target`` of those in ``source``; infinite where there is none."""
     x, y = source.ground(cols, rows)
     if source.crs != target.crs:
-        x, y = _brought(source.crs, target.crs, x, y)
+        x, y = brought(source.crs, target.crs, x, y)
     return target.pixel(x, y)
 
 
-def _brought(source: CRS | None, target: CRS | None, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+def brought(source: CRS | None, target: CRS | None, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     """Coordinates (2, n) in another CRS; infinite where they have none there."""
     at = np.array([x, y], np.float64)
     try:
@@ -217,7 +217,7 @@ def _brought(source: CRS | None, target: CRS | None, x: ArrayLike, y: ArrayLike)
         n = at.shape[1]
         if n == 1:
             return np.full((2, 1), np.inf)
-        return np.concatenate([_brought(source, target, *half) for half in (at[:, : n // 2], at[:, n // 2 :])], 1)
+        return np.concatenate([brought(source, target, *half) for half in (at[:, : n // 2], at[:, n // 2 :])], 1)
 
 
 def box_of(source: Place, target: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -252,7 +252,7 @@ def pixel_size(place: Place, crs: CRS) -> float:
     col, row = place.width / 2, place.height / 2
     x, y = place.ground([col, col + 1, col], [row, row, row + 1])
     if place.crs is not None and place.crs != crs:
-        x, y = _brought(place.crs, crs, x, y)
+        x, y = brought(place.crs, crs, x, y)
     return float(np.sqrt(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))))
 
 

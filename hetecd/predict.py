@@ -97,7 +97,7 @@ def predict_scene(
 
     Where ``about`` names the weights, a run that was cut off goes on after its last finished block, and one that was
     finished from the same files with the same settings is not done again. Either way the GeoTIFFs and the GeoPackage
-    are those of an uninterrupted run, to the byte.
+    are those of an uninterrupted run, on processors of one kind to the byte.
 
     Args:
         pair: from :func:`hetecd.pair.open_pair`.

@@ -16,7 +16,7 @@ from rasterio.transform import Affine
 
 from hetecd.config import Role
 from hetecd.image import images_of, open_image
-from hetecd.modality import Floats
+from hetecd.modality import Floats, looks_like
 from hetecd.products import BANDS, is_product
 from hetecd.raster import Grid, data_bands, open_raster
 from hetecd.tiles import Window
@@ -99,7 +99,7 @@ def stretch(image: Floats) -> Stretch:
     shown = _shown(image)
     valid = shown[np.isfinite(shown)]
     positive = valid[valid > 0]
-    power = len(image) < 3 and positive.size and valid.min() >= 0  # decibels are below 0 in places
+    power = len(image) < 3 and positive.size and looks_like(shown) != "decibels"
     log = bool(power and valid.max() > 20 * np.median(positive))
     seen = [band[np.isfinite(band)] for band in (_log(shown) if log else shown)]
     limits = [np.percentile(band, (2, 98)).tolist() if band.size else (0.0, 1.0) for band in seen]

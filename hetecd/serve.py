@@ -69,7 +69,8 @@ def serve(
         log.warning("serve: %s is not this machine alone: whoever reaches it sees all results and can upload", host)
     jobs = Jobs(gallery.root, options, int(upload_mb * 1e6))
     signals = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, _end) for number in signals}
+    heard = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, _end) for number in heard}
     try:
         config = uvicorn.Config(guarded(make_app(gallery, jobs), host), host, port, log_level="warning")
         listening = _listen(config)

@@ -322,7 +322,7 @@ class Keep(Callback):
         if better:
             task.best = iou
         elif not tells and len(task.val_tiles):
-            log.warning("validation: no changed pixel in the labels, so the last epoch counts as the best")
+            log.warning("validation: no changed pixel that counts, so the last epoch counts as the best")
         if trainer.is_global_zero:
             scores = {k: None if math.isnan(v) else round(v, 6) for k, v in task.scores.items()}
             info = dataclasses.replace(task.info, scores=scores | {"epoch": trainer.current_epoch})

@@ -45,8 +45,8 @@ def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -
         path: where to; should end in .safetensors.
         model: the network.
         info: everything else.
-        half: store floating-point tensors in half precision, where that holds their numbers (loading gives float32
-            again).
+        half: store floating-point tensors in half precision, but those with numbers above 65504 (loading gives
+            float32 again).
 
     Raises:
         OutputError: the file cannot be written.
@@ -245,8 +245,8 @@ def predictor(model: HeteCD, device: str = "auto", precision: Precision = "auto"
     Args:
         model: a loaded network, or any that has its ``info`` set. It is copied: what happens to it later is not seen.
         device: where to compute; "auto" takes a GPU if there is one.
-        precision: "bf16" computes in bfloat16 (autocast) where the processor can, "auto" does so on a GPU; "f16" is for
-            GPUs alone.
+        precision: "bf16" computes in bfloat16 (autocast) where the processor can, "auto" does so on a GPU that can;
+            "f16" is for GPUs alone.
 
     Returns:
         ``(optical (B, Co, H, W), sar (B, Cs, H, W)) -> probability (B, H, W)``; raw float32 arrays, NaN = invalid. It

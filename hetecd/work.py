@@ -28,7 +28,7 @@ from hetecd.tiles import Window
 log = logging.getLogger("hetecd")
 
 FOLDER = ".hetecd-work"
-MEASURED_PX = 1e-5  # how far two measurements of one alignment may be apart, also in degrees and as a scale
+MEASURED = 1e-5  # how far two measurements of one alignment may be apart, px or as a share
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _remove(folder: Path) -> None:
 def _same(key: str, one: Any, other: Any) -> bool:
     """Whether two values are the same; an alignment is measured, and differs in its last digits between processors."""
     if key.startswith("alignment.") and isinstance(one, float | list) and isinstance(other, float | list):
-        return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0, atol=MEASURED_PX)
+        return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=MEASURED, atol=MEASURED)
     return bool(one == other)
 
 

@@ -317,7 +317,7 @@ def test_another_checkpoint_does_not_replace_the_results_of_one(
     (tmp_path / "elsewhere").mkdir()
     elsewhere = tmp_path / "elsewhere" / tiles.name  # other tiles in a folder of the same name
     shutil.copytree(tiles, elsewhere)
-    with pytest.raises(ConfigError, match="found a result of another sha256, tta, data"):
+    with pytest.raises(ConfigError, match="found a result of another data;"):
         score_checkpoint(decided, elsewhere, "test", tmp_path)
 
 

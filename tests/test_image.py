@@ -16,9 +16,11 @@ from test_pair import ONE, OPTICAL, SAR, UTM, WGS84, ground, inside, read, refus
 from test_place import curved, polynomials, tie_points
 
 from hetecd.errors import InputError
+from hetecd.grids import GridChoice, choose_grid
 from hetecd.image import are_tiles, open_image
 from hetecd.inspection import _covered
 from hetecd.pair import open_pair
+from hetecd.place import at_grid
 from hetecd.raster import Grid
 from hetecd.results import About, describe
 from hetecd.tiles import Window
@@ -329,6 +331,9 @@ def test_an_image_whose_outline_has_no_place_on_the_grid(tmp_path, bounds):
         assert valid.all()
         found.append(values)
     assert all(np.array_equal(values, found[0]) for values in found)
+    for _ in range(10):
+        choice = GridChoice(crs="EPSG:32633", bounds=(500_000, 4_905_000, 600_000, 5_005_000), resolution=1000)
+        assert choose_grid([at_grid(wide)], path, choice).grid == grid
     part = save(tmp_path / "part.tif", grid, np.ones((1, 100, 100), np.uint8))
     with open_image(part, (1,)) as image:
         assert not _covered(image, wide).all()

@@ -13,6 +13,7 @@ from rasterio.transform import Affine
 
 from hetecd.errors import InputError, OutputError
 from hetecd.image import open_image
+from hetecd.inspection import _nodata
 from hetecd.raster import Grid, crs_text, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 
@@ -133,6 +134,8 @@ def test_a_pixel_is_invalid_where_all_bands_have_their_nodata_value(tmp_path, no
     assert not valid[22:36, 22:36].any()
     assert valid[:18].all()
     assert valid[45:].all()
+    with open_image(tmp_path / "x.tif", (1, 2, 3)) as opened:
+        assert _nodata(opened.granules[0]) == "values of all bands together"
 
 
 def test_alpha_masks_and_is_no_data_band(tmp_path):

@@ -209,7 +209,10 @@ def test_the_command_says_where_it_serves_and_leaves_nothing_unfinished(
     number: signal.Signals, mapped: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "hetecd", "serve", str(tmp_path), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - takes no lock
+    ) as process:  # fmt: skip
         assert process.stderr
         try:
             (port,) = re.findall(r"at http://127\.0\.0\.1:(\d+) ", process.stderr.readline())

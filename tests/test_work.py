@@ -160,13 +160,14 @@ def test_what_cannot_be_used_again_is_not_kept(tmp_path):
 @pytest.mark.parametrize(("apart_px", "same"), [(3e-7, True), (1e-3, False)])
 def test_an_alignment_may_differ_in_its_last_digits(tmp_path, apart_px, same):
     """As processors do, on which one and the same run may go on."""
-    moved = [{"sar_move": [1.0, 0.0, -5.0216462 + by, 0.0, 1.0, 3.0], "note": "moved"} for by in (0, apart_px)]
+    shifts = [-5.0216462 + by for by in (0, apart_px)]
+    moved = [{"sar_move": [1.0, 0.0, x, 0.0, 1.0, 3.0], "shift_m": [250 * x, 3.0], "note": "moved"} for x in shifts]
     first, second = (MADE_FROM | {"alignment": alignment} for alignment in moved)
     cut_off(tmp_path, made_from=first)
     if same:
         assert len(cut_off(tmp_path, [], made_from=second)) == len(BLOCKS)
     else:
-        with pytest.raises(InputError, match=r"alignment.sar_move"), work_in(tmp_path, second, 4):
+        with pytest.raises(InputError, match=r"alignment\.s"), work_in(tmp_path, second, 4):
             pass
 
 
