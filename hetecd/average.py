@@ -50,8 +50,8 @@ def average(first: Path | str, second: Path | str, out: Path | str, share: float
             f"{second}: found another {', '.join(odd)} than in {first}, expected what was trained on from that; "
             "take a training with --start-from"
         )
-    for role, bands, others in (("optical", known.optical.bands, other.optical.bands),
-                                ("sar", known.sar.bands, other.sar.bands)):  # fmt: skip
+    for role in ("optical", "sar"):
+        bands, others = (getattr(info, role).bands for info in (known, other))
         if bands != others:
             log.warning(
                 "%s: the mean reads bands %s as the first, not %s; --%s-bands names others", role, bands, others, role

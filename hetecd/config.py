@@ -10,7 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -28,25 +28,17 @@ EncoderName = Literal[
 ]  # fmt: skip
 Attention = Literal["published", "rescaled"]
 Modalities = Literal["both", "optical", "sar"]
-Normalise = Literal["percentile", "uint8"]
-Decay = Literal["weights", "all"]
-Floating = Literal["f32", "bf16"]
-Dice = Literal["soft", "released"]
-Alignment = Literal["published", "label_aware"]
-Schedule = Literal["decay", "constant", "ramp"]
 Role = Literal["optical", "sar"]
-
 
 OF_TRAINING = {"dropout", "drop_path", "decoder_dropout", "token_dropout"}  # a network in use does not have them
 
 
-def _check_choices(settings: object, **allowed: object) -> None:
-    """ConfigError unless each of these settings is one of its Literal."""
-    for name, choices in allowed.items():
-        if getattr(settings, name) not in get_args(choices):
-            raise ConfigError(
-                f"{name}: found {getattr(settings, name)!r}, expected one of {', '.join(get_args(choices))}"
-            )
+def _check_choices(settings: "ModelConfig | TrainConfig") -> None:
+    """ConfigError unless each field that is a Literal has one of its values."""
+    for field in fields(settings):
+        value, allowed = getattr(settings, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in allowed:
+            raise ConfigError(f"{field.name}: found {value!r}, expected one of {', '.join(allowed)}")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -100,7 +92,7 @@ class ModelConfig:
         return 2 if self.standardise else 1
 
     def __post_init__(self) -> None:
-        _check_choices(self, encoder=EncoderName, attention=Attention, modalities=Modalities)
+        _check_choices(self)
         for name in ("optical_channels", "sar_channels", "width"):
             _check_range(name, getattr(self, name), 1, 4096)
         for name in ("dropout", "drop_path", "decoder_dropout"):
@@ -174,7 +166,7 @@ class TrainConfig:
     before_is: Role = "optical"
     optical_bands: tuple[int, ...] = ()
     sar_bands: tuple[int, ...] = ()
-    normalise: Normalise = "percentile"
+    normalise: Literal["percentile", "uint8"] = "percentile"
     sar_db: bool = False
     optical_unit: str = "digital number"
     sar_unit: str = "digital number"
@@ -187,24 +179,24 @@ class TrainConfig:
     batch: int = 8
     lr: float = 5e-4
     weight_decay: float = 0.01
-    decay: Decay = "weights"
+    decay: Literal["weights", "all"] = "weights"
     warmup: float = 0.05
     lr_power: float = 1.0
     clip: float = 1.0
     ema: float = 0.0
     calibrate: bool = False
     seed: int = 0
-    precision: Floating = "f32"
+    precision: Literal["f32", "bf16"] = "f32"
     workers: int = -1
     ce_weights: tuple[float, float] = (1.0, 1.0)
     val_ce_weights: tuple[float, float] = (1.0, 1.0)
-    dice: Dice = "soft"
+    dice: Literal["soft", "released"] = "soft"
     dice_weight: float = 1.0
     lovasz_weight: float = 0.0
     deep_weight: float = 0.4
-    alignment: Alignment = "published"
+    alignment: Literal["published", "label_aware"] = "published"
     fca_weight: float = 0.1
-    fca_schedule: Schedule = "ramp"
+    fca_schedule: Literal["decay", "constant", "ramp"] = "ramp"
     encoder_weights: str = ""
     start_from: str = ""
     flip: float = 0.5
@@ -220,10 +212,7 @@ class TrainConfig:
     sar_speckle: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_choices(
-            self, before_is=Role, normalise=Normalise, decay=Decay, precision=Floating, dice=Dice, alignment=Alignment,
-            fca_schedule=Schedule,
-        )  # fmt: skip
+        _check_choices(self)
         for name, low, high in (
             ("val_fraction", 0, 0.9), ("epochs", 1, 100_000), ("batch", 1, 4096), ("lr", 0, 10), ("warmup", 0, 1),
             ("lr_power", 0, 10), ("flip", 0, 1), ("scale", 1, 4), ("blur_px", 0, 10), ("optical_jitter", 0, 0.95),

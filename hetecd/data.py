@@ -221,8 +221,7 @@ def known_modalities(
     """
     if config.sar_db and not sar.db:
         raise ConfigError(f"sar_db: found true, but the weights to start from know SAR in another unit ({sar.unit})")
-    bands = (config.optical_bands, "optical_bands"), (config.sar_bands, "sar_bands")
-    contracts = optical.reading(*bands[0]), sar.reading(*bands[1])
+    contracts = optical.reading(config.optical_bands, "optical_bands"), sar.reading(config.sar_bands, "sar_bands")
     for role, modality, paths in zip(("optical", "sar"), contracts, _sampled(files, config.before_is), strict=True):
         images, _ = _thinned(paths, modality.bands)
         values = np.concatenate([image.reshape(len(image), -1) for image in images], axis=1)[..., None]

@@ -26,7 +26,7 @@ from hetecd.info import ModelInfo
 from hetecd.modality import EIGHT_BIT, Floats, Modality, Windows, looks_like
 from hetecd.pair import check_related, open_pair
 from hetecd.place import at_grid, pixel_of, side_by_side
-from hetecd.raster import Bools, Grid, alpha_band, check_numbers, crs_text, data_bands, day_of, nodata_of
+from hetecd.raster import Bools, Grid, alpha_band, by_all_values, check_numbers, crs_text, data_bands, day_of, nodata_of
 from hetecd.scaling import Scaling
 from hetecd.stream import check_windows
 from hetecd.tiles import Window, sampled, spread, starts
@@ -220,9 +220,10 @@ def _nodata(granule: Granule) -> str:
     values = (nodata_of(dataset, number) for number in dataset.indexes)
     ways = [f"value {value:g}" for value in sorted({v for v in values if v is not None})]
     masks = [{flag.name for flag in flags} for flags in dataset.mask_flag_enums]
-    of_all = [names for names in masks if "per_dataset" in names and "alpha" not in names]
-    if of_all:
-        ways.append("values of all bands together" if "nodata" in of_all[0] else "mask band")
+    if any(map(by_all_values, dataset.mask_flag_enums)):
+        ways.append("values of all bands together")
+    elif any("per_dataset" in names and "alpha" not in names for names in masks):
+        ways.append("mask band")
     if alpha_band(dataset):
         ways.append("alpha")
     return ", ".join(ways) or "not declared"

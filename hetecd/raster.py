@@ -303,10 +303,10 @@ def read_valid(
 def nodata_of(dataset: Any, number: int) -> float | None:
     """The value that by itself marks invalid pixels of a band; None where it takes those of all bands, or nothing."""
     value: float | None = dataset.nodatavals[number - 1]
-    return None if _by_all_values(dataset.mask_flag_enums[number - 1]) else value
+    return None if by_all_values(dataset.mask_flag_enums[number - 1]) else value
 
 
-def _by_all_values(flags: Sequence[MaskFlags]) -> bool:
+def by_all_values(flags: Sequence[MaskFlags]) -> bool:
     """Whether a pixel is invalid where every band has its value (NODATA_VALUES), as GDAL's mask has it."""
     return MaskFlags.nodata in flags and MaskFlags.per_dataset in flags
 
@@ -317,7 +317,7 @@ def _mask_bands(dataset: Any, numbers: Sequence[int]) -> list[int]:
     masked = [
         number
         for number, flag in zip(numbers, flags, strict=True)
-        if _by_all_values(flag) or not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flag)
+        if by_all_values(flag) or not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flag)
     ]
     shared = all(MaskFlags.per_dataset in flag for flag in flags)
     return masked[:1] if shared else masked

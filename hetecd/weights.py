@@ -57,8 +57,8 @@ def save(path: Path | str, model: HeteCD, info: ModelInfo, half: bool = False) -
 
 def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point tensors in half precision, but for those with numbers above its 65504."""
-    fits = {key: value.is_floating_point() and bool(value.half().isfinite().all()) for key, value in tensors.items()}
-    return {key: value.half() if fits[key] else value for key, value in tensors.items()}
+    halves = {key: value.half() for key, value in tensors.items() if value.is_floating_point()}
+    return tensors | {key: half for key, half in halves.items() if half.isfinite().all()}
 
 
 def check_name(path: Path | str) -> None:
