@@ -269,10 +269,14 @@ def _check_values(
         _note(problems, f"{side['path']}: found no valid pixel in the sample", "check its nodata value", fatal=True)
         return
     for band, values in dict(zip(side["reads"], sample[:, valid], strict=True)).items():
-        if len(values) > 1 and values.min() == values.max():
+        few = [f"{value:g}" for value in np.unique(values)[:3]]
+        if len(values) > len(few) < 3:
+            what = f"is {few[0]} everywhere in the sample and shows nothing"
+            if len(few) == 2:
+                what = f"has only the values {' and '.join(few)} in the sample, as labels and masks have"
             _note(
                 problems,
-                f"{side['path']}: band {band} is {values[0]:g} everywhere in the sample and shows nothing",
+                f"{side['path']}: band {band} {what}",
                 f"check the file, or read another band with --{role}-bands",
             )
     blank = (sample[:, valid] == 0).all(0).mean()

@@ -225,17 +225,24 @@ def test_a_sliver_of_overlap(good, tmp_path):
     problem(look(good[0], save(tmp_path / "east.tif", east, POWER)), "of the grid", "--aoi", fatal=False)
 
 
-def test_a_band_that_shows_nothing(good, tmp_path):
-    path = tmp_path / "constant.tif"
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([40], "is 40 everywhere in the sample and shows nothing"),
+        ([1, 255], "has only the values 1 and 255 in the sample, as labels and masks have"),
+    ],
+)
+def test_a_band_that_shows_nothing(good, tmp_path, values, says):
+    path = tmp_path / "few.tif"
     with rasterio.open(good[1]) as dataset:
         profile, bands = dataset.profile, dataset.read()
-    bands[:] = 40
+    bands[:] = np.resize(values, bands.shape)
     with rasterio.open(path, "w", **profile) as dataset:
         dataset.write(bands)
     report = look(good[0], path)
     assert report["usable"]
     said = {item["found"]: item["remedy"] for item in report["problems"]}
-    assert "--sar-bands" in said[f"{path}: band 1 is 40 everywhere in the sample and shows nothing"]
+    assert "--sar-bands" in said[f"{path}: band 1 {says}"]
 
 
 def test_pixels_of_another_size(good):
