@@ -1,6 +1,8 @@
 # Everything a person or a machine runs. `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
+# A plain path: scripts beside a clone would otherwise import its folder, which has the name of the package.
+EDITABLE := --config-settings editable_mode=compat
 QUICK = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .PHONY: install demo report-picture test coverage test-browser test-slow bench-speed bench-roofline bench-forms \
@@ -11,7 +13,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(EDITABLE) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install
@@ -76,7 +78,7 @@ bench-accuracy-torchgeo: .venv-torchgeo/installed
 # torchgeo itself comes without what it asks for: most of that is for its data sets, and some does not install.
 .venv-torchgeo/installed: pyproject.toml constraints.txt benchmarks/torchgeo.txt
 	$(PYTHON) -m venv .venv-torchgeo
-	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/torchgeo.txt
+	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check $(EDITABLE) -c constraints.txt -e . -r benchmarks/torchgeo.txt
 	.venv-torchgeo/bin/pip install --quiet --disable-pip-version-check --no-deps torchgeo==0.8.1
 	touch $@
 
@@ -86,7 +88,7 @@ bench-align: .venv-simpleitk/installed
 
 .venv-simpleitk/installed: pyproject.toml constraints.txt benchmarks/simpleitk.txt
 	$(PYTHON) -m venv .venv-simpleitk
-	.venv-simpleitk/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/simpleitk.txt
+	.venv-simpleitk/bin/pip install --quiet --disable-pip-version-check $(EDITABLE) -c constraints.txt -e . -r benchmarks/simpleitk.txt
 	touch $@
 
 check: install

@@ -146,18 +146,21 @@ def run(scene: Scene, method: Callable[[Opener], Affine], seed: int, count: int)
     def off_px(one: NDArray[Any], other: NDArray[Any]) -> float:
         return float(np.sqrt(((one - other) ** 2).sum(0).mean()))
 
+    def found(kind: str, misplaced: Affine) -> Affine:
+        try:
+            return method(scene.opener(misplaced))
+        except RuntimeError as error:  # SimpleITK, where images cease to overlap
+            print(f"{scene.name}, {kind}: {' '.join(str(error).split())[-80:]}", file=sys.stderr)
+            return STILL
+
     hetecd.align.LEAST_PX, least_px = 0.0, hetecd.align.LEAST_PX  # the measure itself, however small
-    natural = np.array(method(scene.opener(STILL)) @ (cols, rows))
+    natural = np.array(found("as it comes", STILL) @ (cols, rows))
     hetecd.align.LEAST_PX = least_px
     cases = []
     for kind in ("none", *(KINDS[number % len(KINDS)] for number in range(count - 1))):
         misplaced = STILL if kind == "none" else misplacement(rng, kind, scene.shape)
         started = time.perf_counter()
-        try:
-            move = method(scene.opener(misplaced))
-        except RuntimeError as error:  # SimpleITK, where images cease to overlap
-            print(f"{scene.name}, {kind}: {' '.join(str(error).split())[-80:]}", file=sys.stderr)
-            move = STILL
+        move = found(kind, misplaced)
         seconds = time.perf_counter() - started
         before, after = (np.array(motion @ (cols, rows)) for motion in (misplaced, misplaced @ move))
         relative, absolute = ((off_px(before, truth), off_px(after, truth)) for truth in (natural, here))

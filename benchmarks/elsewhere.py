@@ -69,8 +69,9 @@ def pairs_of(data: Path, work: Path) -> dict[str, list[Pair]]:
         "Los Angeles, unchanged": [Pair(city / "optical.tif", city / "sar.tif")],
     }
     for pair in chain.from_iterable(real.values()):
-        if not pair.before.is_file():
-            raise InputError(f"{pair.before}: no such file; expected pairs/ and scene_la/ in --data")
+        for path in filter(None, (pair.before, pair.after, pair.label)):
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; expected pairs/ and scene_la/ in --data")
     synthetic = {
         place.name: [
             write_scene(work / f"{group}_{i}", SEED + 100 * group + i, place, NATURAL if i % 2 else FALSE)

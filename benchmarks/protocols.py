@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from affine import Affine
-from scoring import SHIFTS_PX, ScoredSet
+from scoring import SHIFT, SHIFTS_PX, ScoredSet
 
 import hetecd
 from hetecd.config import IGNORE, Role
@@ -126,7 +126,7 @@ def synthetic(data: Path | None, work: Path, sizes: Sizes) -> list[Fold]:
     root = work / f"synthetic-{sizes.train_scenes}-{sizes.test_scenes}-{sizes.scene_px}-{sizes.tile_px}-{key}"
     once(root, partial(_write_synthetic, sizes=sizes))
     tests = [ScoredSet(name, root, name) for name in ("plain", "unchanged", "season")]
-    tests += [ScoredSet(f"shift {px}", root, "registered", px) for px in SHIFTS_PX]
+    tests += [ScoredSet(f"{SHIFT}{px}", root, "registered", px) for px in SHIFTS_PX]
     # SAR is linear power there and optical reflectance in 16 bits, whatever a recipe says about 8-bit tiles.
     return [Fold("unseen", root, tuple(tests), {"sar_db": True, "normalise": "percentile"})]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from protocols import PROTOCOLS, Fold, Sizes
 from rows import Row, from_checkpoint, row_configs, train
-from scoring import SHIFTS_PX, Counts, ScoredSet, Trained, score
+from scoring import SHIFT, SHIFTS_PX, Counts, ScoredSet, Trained, score
 
 import hetecd
 from hetecd.config import ModelConfig, TrainConfig, deciding
@@ -199,11 +199,13 @@ def score_checkpoint(
         same = ("sha256", "tta", "data") if path.stem == f"seed0-{fold}" else ("sha256", "tta")
         if other := [key for key in same if before.get(key) != settings[key]]:
             raise ConfigError(f"{path}: found a result of another {', '.join(other)}; choose another name with --name")
+        if shifts and path.stem != f"seed0-{fold}" and any(name.startswith(SHIFT) for name in read_result(path).sets):
+            raise ConfigError(f"{path}: found a shift curve over other tiles; choose another name with --name")
     if tta:
         adds = None if trained.multiply_adds is None else 2 * trained.multiply_adds
         trained = dataclasses.replace(trained, predictor=mirrored(trained.predictor), multiply_adds=adds)
     tests = [ScoredSet(title, data, split)]
-    tests += [ScoredSet(f"shift {px}", data, split, px) for px in SHIFTS_PX if shifts]
+    tests += [ScoredSet(f"{SHIFT}{px}", data, split, px) for px in SHIFTS_PX if shifts]
     sets = {test.name: score(trained, test) for test in tests}
     result = Result("checkpoint", row, 0, fold, settings, sets, **_costs(trained))
     save(result, folder / f"seed0-{fold}.json")

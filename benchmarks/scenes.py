@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -147,13 +148,16 @@ def naive(pair: Pair, compute: Predictor, out: Path, threshold: float, size: Win
     total = np.zeros((height, width), np.float32)
     weight = np.zeros((height, width), np.float32)
     plan = windows(height, width, *size)
-    edge = np.maximum(blend_weights(min(size.tile_px, height), size.overlap_px, size.overlap_px), 1e-3)
-    for first in range(0, len(plan), batch):
-        parts = [np.s_[w.row : w.row + w.height, w.col : w.col + w.width] for w in plan[first : first + batch]]
-        images = (np.stack([image[:, part[0], part[1]] for part in parts]) for image in (optical, sar))
-        for part, probability in zip(parts, compute(*images), strict=True):
-            total[part] += np.outer(edge, edge) * probability
-            weight[part] += np.outer(edge, edge)
+    for shape, alike in groupby(plan, lambda w: (w.height, w.width)):  # the last of a row may be shorter
+        edges = (np.maximum(blend_weights(px, size.overlap_px, size.overlap_px), 1e-3) for px in shape)
+        share = np.outer(*edges)
+        places = [np.s_[w.row : w.row + w.height, w.col : w.col + w.width] for w in alike]
+        for first in range(0, len(places), batch):
+            parts = places[first : first + batch]
+            images = (np.stack([image[:, part[0], part[1]] for part in parts]) for image in (optical, sar))
+            for part, probability in zip(parts, compute(*images), strict=True):
+                total[part] += share * probability
+                weight[part] += share
     probability = np.where(valid, total / weight, np.nan).astype(np.float32)
     change = np.where(valid, probability >= threshold, 255).astype(np.uint8)
     out.mkdir()

@@ -18,7 +18,7 @@ from hetecd.evaluate import predict_tiles
 from hetecd.metrics import Boundary, Calibration, Confusion, boundary, calibration, confusion
 from hetecd.modality import Modality, Predictor
 
-SHIFTS_PX = (0, 1, 2, 3, 5, 8)
+SHIFT, SHIFTS_PX = "shift ", (0, 1, 2, 3, 5, 8)  # how the sets of a shift curve are called, followed by px
 DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (row, col); tiles take them in turn
 EDGE_PX = 256  # of the images whose multiply-adds are counted
 

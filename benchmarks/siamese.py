@@ -82,7 +82,7 @@ def train_network(make: Callable[[int, int], nn.Module], data: Path, config: Tra
     Args:
         make: channels of optical and of SAR -> a network of both that gives logits (B, 2, H, W).
         data: folder with a split "train".
-        config: the training; alignment, deep supervision, pretrained encoders and workers do not apply.
+        config: the training; alignment, deep supervision, calibration, pretrained encoders and workers do not apply.
         out: folder for ``state.pt``; an interrupted training goes on after its last whole epoch.
 
     Raises:
@@ -163,7 +163,7 @@ class _Run:
             for batch in loader:
                 logits = self._logits(self.result, batch)
                 total += confusion((logits[:, 1] > logits[:, 0]).cpu().numpy(), batch["label"].numpy())
-        return total.scores()["iou"]
+        return total.scores()["iou"] if total.tp + total.fn else math.nan  # no change held out: nothing to choose by
 
     def _logits(self, net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):

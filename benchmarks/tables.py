@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from runs import Result, results
-from scoring import Counts
+from scoring import SHIFT, Counts
 
 from hetecd.figures import save_figure
 from hetecd.files import replacing
@@ -32,7 +32,6 @@ SCORES = {
 }
 QUIET_SCORES = ("ece", "false_alarms")  # what is defined on a set in which nothing changed
 MIXED = "†"
-SHIFT = "shift "  # how the sets of a shift curve are called
 Runs = Sequence[tuple[Result, Counts]]  # of one row on one set
 T = TypeVar("T")
 Groups = Mapping[tuple[str, str], Mapping[str, Runs]]  # (protocol, set) -> row -> runs

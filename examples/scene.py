@@ -6,6 +6,7 @@ Every step is a command that you can type yourself; after them come two pictures
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def main() -> None:
 def run(*words: object) -> None:
     """Print a command, then run it; stop where it fails."""
     command = [str(word) for word in words]
-    print(f"\n$ hetecd {' '.join(command)}", flush=True)
+    print(f"\n$ hetecd {shlex.join(command)}", flush=True)
     if code := hetecd(command):
         sys.exit(code)
 

@@ -93,11 +93,14 @@ class Alignment:
 
     def __str__(self) -> str:
         """One line."""
+        agree = f"{self.inlier_ratio:.0%} of {self.tiles} tiles agree; {self.note}"
+        if self.inlier_ratio < AGREE[1]:
+            return f"SAR to optical unknown, {agree}"
         shift = "{:+.2f} px right, {:+.2f} px down".format(*self.shift_px)
         if self.shift_m:
             shift += " ({:+.1f} m, {:+.1f} m)".format(*self.shift_m)
         found = f"SAR to optical {shift}, rotation {self.rotation_deg:+.3f} deg, scale {self.scale:.5f}"
-        return f"{found}; {self.inlier_ratio:.0%} of {self.tiles} tiles agree; {self.note}"
+        return f"{found}; {agree}"
 
 
 def limit_of(how: str) -> int | None:

@@ -329,12 +329,12 @@ def fit_modality(
         if db:
             values = to_db(values[values > 0])  # others are at its floor, and as undeclared nodata can be many
         if values.size == 0:
-            raise InputError(f"band {band}: found no valid pixel in {len(images)} images, expected some; check nodata")
+            raise InputError(f"band {band}: found no valid pixel, expected some; check its nodata, or read another")
         lo, hi = (float(v) for v in np.percentile(values, PERCENTILES))
         if hi <= lo:
             lo, hi = float(values.min()), float(values.max())
         if hi <= lo:
-            raise InputError(f"band {band}: found one value ({lo:g}) in all images, expected an image; drop this band")
+            raise InputError(f"band {band}: found {lo:g} everywhere, expected an image; check it, or read another")
         low.append(lo)
         high.append(hi)
     return Modality(bands=bands, low=tuple(low), high=tuple(high), db=db, gsd_m=gsd_m)

@@ -6,6 +6,7 @@ The grid is that of the optical image unless another is chosen; SAR is warped on
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from hetecd.image import Image, Read, open_image
 from hetecd.modality import Floats, Modality
 from hetecd.place import Place
 from hetecd.raster import Bools, Grid
-from hetecd.tiles import Window
+from hetecd.tiles import Window, sampled
+
+SAMPLE, SAMPLE_PX = 6, 128  # windows of a sample along either axis, and their edge
 
 
 class Pair:
@@ -89,6 +92,15 @@ class Pair:
             sar, sar_valid = self._read_sar(window)
         valid &= sar_valid
         return (optical, sar, valid) if valid.any() else None
+
+    @cached_property
+    def sample(self) -> tuple[Floats, Floats]:
+        """Optical (Co, n) and SAR (Cs, n) where both are valid, of windows spread over that; (0, 0) if nowhere."""
+        parts, _ = sampled(self.grid.shape, self.read_usable, SAMPLE, SAMPLE_PX)
+        if not parts:
+            return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+        optical, sar = (np.concatenate([part[date][:, part[2]] for part in parts], axis=1) for date in (0, 1))
+        return optical, sar
 
 
 @contextmanager

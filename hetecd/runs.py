@@ -100,9 +100,10 @@ def read_run(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     if not is_run(folder):
+        found = f"neither {LOG} nor {BEST}" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise InputError(
-            f"{folder}: found neither {LOG} nor {BEST}, expected the folder of a training (`report` also takes that of "
-            "a map, with its summary.json); name the --out of one"
+            f"{folder}: found {found}, expected the folder of a training (`report` also takes that of a map, with its "
+            "summary.json); name the --out of one"
         )
     run = Run(folder.resolve().name, folder, (), None)
     try:

@@ -8,20 +8,19 @@ images were. The latter is a guess, as a scene need not be as bright as the aver
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from hetecd.config import Role
+from hetecd.errors import InputError
 from hetecd.modality import Floats, Modality, fit_modality, is_above_8_bits, looks_like
 from hetecd.pair import Pair
-from hetecd.tiles import sampled
 
 log = logging.getLogger("hetecd")
 
 Scaling = Literal["auto", "weights", "scene"]
-SAMPLES = 6  # windows along either axis
-SAMPLE_PX = 128
 
 
 def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "auto") -> tuple[Modality, Modality]:
@@ -42,14 +41,16 @@ def scale_to_pair(pair: Pair, optical: Modality, sar: Modality, how: Scaling = "
     """
     if how == "weights":
         return optical, sar
-    parts, _ = sampled(pair.grid.shape, pair.read_usable, SAMPLES, SAMPLE_PX)
-    if not parts:
+    if not pair.sample[0].size:
         return optical, sar
-    values = [np.concatenate([part[date][:, part[2]] for part in parts], axis=1)[..., None] for date in (0, 1)]
-    return _scale_to(values[0], "optical", optical, how), _scale_to(values[1], "sar", sar, how)
+    values = [sample[..., None] for sample in pair.sample]
+    return (
+        _scale_to(values[0], "optical", pair.optical_path, optical, how),
+        _scale_to(values[1], "sar", pair.sar_path, sar, how),
+    )
 
 
-def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> Modality:
+def _scale_to(sample: Floats, role: Role, path: Path | str, modality: Modality, how: Scaling) -> Modality:
     kind = looks_like(sample)
     if how == "auto":
         if not modality.is_foreign(sample):
@@ -61,7 +62,10 @@ def _scale_to(sample: Floats, role: Role, modality: Modality, how: Scaling) -> M
     power = role == "sar" and kind == "linear"
     # Counts of a SAR sensor are power or amplitude: in decibels, stretched to the range of the scene, the same.
     counts = role == "sar" and kind == "digital numbers" and is_above_8_bits(sample) and bool(np.nanmin(sample) >= 0)
-    own = fit_modality([sample], modality.bands, power or counts, modality.gsd_m)
+    try:
+        own = fit_modality([sample], modality.bands, power or counts, modality.gsd_m)
+    except InputError as error:
+        raise InputError(f"{path}: {error}, with --{role}-bands") from error
     log.warning(
         "%s: scaled by the range of this scene, %s (%s), in place of that of training, %s (%s); check the map",
         role, _range(own), kind, _range(modality), modality.unit,

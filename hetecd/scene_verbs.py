@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -180,9 +180,9 @@ def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
 
 def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, polygons: "PolygonSettings") -> "Summary":
     from hetecd.align import choose_move
+    from hetecd.doubts import doubts_of_labels, doubts_of_likeness, doubts_of_pixels
     from hetecd.grids import GridChoice
     from hetecd.ground import pixel_m
-    from hetecd.inspection import doubts
     from hetecd.pair import open_pair
     from hetecd.predict import predict_scene
     from hetecd.results import About, warnings_heard
@@ -191,15 +191,16 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     network, info, before_is, threshold, windows, batch = _settle(args, opened)
     heard: list[str] = []
     with warnings_heard(heard.append):  # at once, as they may explain what follows
-        for doubt in doubts(args.before, args.after, before_is, info):
-            log.warning(doubt)
+        _warn(doubts_of_labels(args.before, args.after, before_is, info))
     choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
         with warnings_heard(heard.append):
+            _warn(doubts_of_likeness(found))
+            _warn(doubts_of_pixels(pair, info))
             if said := info.unlike_pixels(pixel_m(pair.grid)):
-                log.warning("; ".join(said))
+                _warn(["; ".join(said)])
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)
         info = replace(info, optical=optical, sar=sar)
         about = About(
@@ -210,6 +211,11 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
             pair, network.predictor(args.tta, info), args.out, threshold, *windows, batch, about=about,
             redo=args.redo, polygons=polygons, keep_batch=args.batch is None,
         )  # fmt: skip
+
+
+def _warn(doubts: Iterable[str]) -> None:
+    for doubt in doubts:
+        log.warning(doubt)
 
 
 def _settle(

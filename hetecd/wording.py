@@ -17,7 +17,9 @@ def in_words(report: dict[str, Any]) -> str:
         lines.append("map")
         lines.append(f"  grid      {_size(grid)}, pixels of {_metres(grid['pixel_m'])}, {_crs(grid)}")
         if report["valid"] is not None:
-            lines.append(f"  overlap   {report['overlap']:.1%} of it, of which {report['valid']:.1%} is valid in both")
+            lines.append(
+                f"  overlap   {report['overlap']:.1%} of it, of which about {report['valid']:.1%} is valid in both"
+            )
         if report["windows"]:
             lines.append(f"  windows   {report['windows']}")
         if shift := report["alignment"]:
@@ -45,7 +47,7 @@ def _side_in_words(side: dict[str, Any]) -> Iterator[str]:
     if side["bounds_wgs84"]:
         west, south, east, north = side["bounds_wgs84"]
         yield f"  degrees   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north"
-    yield f"  nodata    {side['nodata']}, {side['invalid']:.1%} of the pixels invalid"
+    yield f"  nodata    {side['nodata']}, about {side['invalid']:.1%} of the pixels invalid"
     ranges = "; ".join(f"{_band(side, v['band'])}: {v['low']:.4g} to {v['high']:.4g}" for v in side["values"])
     yield f"  values    {side['scale']}, {ranges}"
     if side["date"]:

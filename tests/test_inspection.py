@@ -337,6 +337,37 @@ def test_predict_says_what_names_tell_and_refuses_one_image_twice(decided, mappe
     assert "has 1 and" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        (
+            "sar.tif",
+            lambda bands: np.where(np.arange(bands.shape[2]) < 40, 0, bands),
+            "are 0 in every band but no nodata",
+        ),
+        ("optical.tif", lambda bands: np.where(bands > 1000, 2.0, 1.0), "only the values 1 and 2"),
+        ("optical.tif", lambda bands: 10 * np.log10(bands / 1e4 + 1e-4), "has values in decibels"),
+        (
+            "optical.tif",
+            lambda bands: np.concatenate([bands, bands]),
+            "has 8 bands, of which the weights read 1, 2, 3, 4",
+        ),
+    ],
+)
+def test_predict_says_what_pixels_tell(decided, mapped, tmp_path, file, change, says):
+    for name in ("optical.tif", "sar.tif"):
+        with rasterio.open(mapped.parent / name) as dataset:
+            profile, bands = dataset.profile, dataset.read().astype(np.float32)
+        bands = change(bands) if name == file else bands
+        profile |= {"count": len(bands), "dtype": "float32", "nodata": None}
+        with rasterio.open(tmp_path / name, "w", **profile) as dataset:
+            dataset.write(bands.astype(np.float32))
+    words = ["predict", *(str(tmp_path / name) for name in ("optical.tif", "sar.tif")), "--weights", str(decided)]
+    assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
+    warnings = json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"]
+    assert sum(f"{tmp_path / file}: " in text and says in text for text in warnings) == 1
+
+
 def test_one_file_may_hold_both_dates(tmp_path):
     both = save(tmp_path / "stack.tif", OPTICAL, np.concatenate([COLOURS, 255 - COLOURS[:1]]))
     info = ModelInfo(INFO.model, INFO.optical, uint8_modality((4,)))

@@ -11,9 +11,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
+from hetecd.doubts import _nodata
 from hetecd.errors import InputError, OutputError
 from hetecd.image import open_image
-from hetecd.inspection import _nodata
 from hetecd.raster import Grid, crs_text, read_raster, to_float32, write_raster
 from hetecd.tiles import Window
 

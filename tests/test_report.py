@@ -190,7 +190,7 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "none: found neither log.csv nor" in said
+    assert "none: found no such folder, expected" in said
     assert "that of a map, with its summary.json" in said
     with pytest.raises(InputError, match="expected a folder written by `hetecd predict`"):
         write_report(tmp_path)
