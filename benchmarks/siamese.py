@@ -156,7 +156,7 @@ class _Run:
                 self.average.update_parameters(self.net)
 
     def validate(self, loader: DataLoader[dict[str, Any]]) -> float:
-        """IoU of the changed class, pooled; NaN where neither map nor label has a change."""
+        """IoU of the changed class, pooled; NaN where no label has a change."""
         self.result.eval()
         total = Confusion()
         with torch.no_grad():

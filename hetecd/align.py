@@ -94,13 +94,18 @@ class Alignment:
     def __str__(self) -> str:
         """One line."""
         agree = f"{self.inlier_ratio:.0%} of {self.tiles} tiles agree; {self.note}"
-        if self.inlier_ratio < AGREE[1]:
+        if not is_known(self.inlier_ratio, self.tiles):
             return f"SAR to optical unknown, {agree}"
         shift = "{:+.2f} px right, {:+.2f} px down".format(*self.shift_px)
         if self.shift_m:
             shift += " ({:+.1f} m, {:+.1f} m)".format(*self.shift_m)
         found = f"SAR to optical {shift}, rotation {self.rotation_deg:+.3f} deg, scale {self.scale:.5f}"
         return f"{found}; {agree}"
+
+
+def is_known(inlier_ratio: float, tiles: int) -> bool:
+    """Whether so large a share of so many tiles tells where an image lies."""
+    return inlier_ratio * tiles >= AGREE[0] - 0.5 and inlier_ratio >= AGREE[1]
 
 
 def limit_of(how: str) -> int | None:

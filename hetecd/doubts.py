@@ -37,36 +37,46 @@ Side = dict[str, Any]
 Problems = list[dict[str, Any]]
 
 
-def doubts_of_labels(before: Path | str, after: Path | str, before_is: Role, info: ModelInfo) -> list[str]:
-    """What names and tags say against a pair, without a look at pixels: dates or modalities that look exchanged.
+def labels_of(before: Path | str, after: Path | str, before_is: Role, info: ModelInfo) -> tuple[Side, Side]:
+    """What names and tags say of both images.
 
     Raises:
-        InputError: the same bands of one file would be both dates, or one cannot be opened.
+        InputError: one cannot be opened.
+    """
+    with open_image(before, (1,)) as one, open_image(after, (1,)) as other:
+        first, second = (
+            label_of(replace(image, numbers=getattr(info, role).bands), role)
+            for image, role in zip((one, other), roles_of(before_is), strict=True)
+        )
+    return first, second
+
+
+def doubts_of_labels(before: Side, after: Side) -> list[str]:
+    """What names and tags (:func:`labels_of`) say against a pair: dates or modalities that look exchanged.
+
+    Raises:
+        InputError: the same bands of one file would be both dates.
     """
     problems: Problems = []
-    _compare_labels(*_labels(before, after, before_is, info), problems)
+    compare_labels(before, after, problems)
     return _said(problems)
 
 
-def doubts_of_pixels(pair: Pair, info: ModelInfo) -> list[str]:
+def doubts_of_pixels(pair: Pair, before: Side, after: Side) -> list[str]:
     """What a sample of its pixels says against a pair, but for their range, of which scaling tells.
 
     Raises:
         InputError: one image would be both dates.
     """
+    problems: Problems = []
     if not pair.sample[0].size:
         return []
-    before, after = (pair.optical_path, pair.sar_path)[:: 1 if pair.before_is == "optical" else -1]
-    sides = _labels(before, after, pair.before_is, info)
-    known: Problems = []  # what doubts_of_labels() has said
-    _compare_labels(*sides, known)
-    problems: Problems = []
+    sides = before, after
     samples = [pair.sample[side["is"] == "sar"] for side in sides]
+    check_same(before, after, samples, problems)
     for side, sample in zip(sides, samples, strict=True):
-        side["scale"] = looks_like(sample)
-        check_values(side, sample, problems)
-    compare(*sides, samples, problems)
-    return _said([problem for problem in problems if problem not in known])
+        check_values({**side, "scale": looks_like(sample)}, sample, problems)
+    return _said(problems)
 
 
 def doubts_of_likeness(found: Alignment | None) -> list[str]:
@@ -75,16 +85,6 @@ def doubts_of_likeness(found: Alignment | None) -> list[str]:
     if found is not None:
         check_likeness(found, problems)
     return _said(problems)
-
-
-def _labels(before: Path | str, after: Path | str, before_is: Role, info: ModelInfo) -> tuple[Side, Side]:
-    """What names and tags say of both images."""
-    with open_image(before, (1,)) as one, open_image(after, (1,)) as other:
-        first, second = (
-            label_of(replace(image, numbers=getattr(info, role).bands), role)
-            for image, role in zip((one, other), roles_of(before_is), strict=True)
-        )
-    return first, second
 
 
 def _said(problems: Problems) -> list[str]:
@@ -190,12 +190,18 @@ def check_values(side: Side, sample: Floats, problems: Problems) -> None:
             f"{side['path']}: band {', '.join(bands)} {what}",
             f"check the file, or read another band with --{side['is']}-bands",
         )
+    if side["is"] == "optical" and side["scale"] == "decibels":
+        note(
+            problems,
+            f"{side['path']}: is taken for optical but has values in decibels, as SAR has",
+            "exchange the two images, or say --before-is",
+        )
     blank = (sample == 0).all(0).mean()
     if blank > BLANK and side["nodata"] == "not declared":
         note(
             problems,
             f"{side['path']}: {blank:.0%} of the pixels are 0 in every band but no nodata is declared, so they count",
-            f"if they are empty, declare it: rio edit-info --nodata 0 {side['path']}",
+            f"if they are empty, and not dark water, declare it: rio edit-info --nodata 0 {side['path']}",
         )
     if side["rescaled"]:
         note(
@@ -227,19 +233,18 @@ def check_range(side: Side, sample: Floats, modality: Modality, scaling: Scaling
 # --- both images
 
 
-def compare(before: Side, after: Side, samples: list[Floats], problems: Problems) -> None:
-    """Note a file given twice, and dates or modalities that look exchanged."""
-    one, other = samples
-    there = one.shape[1] == other.shape[1] and bool(np.isfinite(one[0]).any())
-    same = there and np.array_equal(one[0], other[0], equal_nan=True)
+def check_same(before: Side, after: Side, samples: list[Floats], problems: Problems) -> bool:
+    """Note an image that is given twice, by the first band of samples (C, n) of both, and tell whether one is."""
+    one, other = (sample[0] for sample in samples)
+    shows = one.size == other.size and np.isfinite(one).any() and np.nanmin(one) < np.nanmax(one)
+    same = bool(shows) and np.array_equal(one, other, equal_nan=True)
     if same:
         note(problems, f"{after['path']}: shows the same as {before['path']}", "name the other date", fatal=True)
-    else:
-        _compare_labels(before, after, problems)
+    return same
 
 
-def _compare_labels(before: Side, after: Side, problems: Problems) -> None:
-    """The same, as far as names and tags tell."""
+def compare_labels(before: Side, after: Side, problems: Problems) -> None:
+    """Note one file given twice, and dates or modalities that look exchanged, as far as names and tags tell."""
     if os.path.realpath(before["path"]) == os.path.realpath(after["path"]):
         if {*before["reads"]} & {*after["reads"]}:
             found = f"{after['path']}: found the same file as {before['path']}, expected another, or other bands of it"
@@ -267,8 +272,6 @@ def _compare_labels(before: Side, after: Side, problems: Problems) -> None:
         for side, role, other in ((optical, "optical", "sar"), (sar, "sar", "optical"))
         if side["words"][other] and not side["words"][role]
     ]
-    if optical.get("scale") == "decibels":
-        clues.append(f"{optical['path']} has values in decibels")
     if optical["bands"] < 3 <= sar["bands"]:
         clues.append(f"{optical['path']} has {optical['bands']} and {sar['path']} has {sar['bands']} bands")
     if clues:

@@ -20,8 +20,9 @@ from hetecd.doubts import (
     Side,
     check_likeness,
     check_range,
+    check_same,
     check_values,
-    compare,
+    compare_labels,
     label_of,
     note,
     noting,
@@ -82,7 +83,8 @@ def inspect_pair(
                 report[name], images[role], sample = _side(stack, image, role, getattr(info, role), scaling, problems)
                 samples.append(sample)
         if len(samples) == 2:
-            compare(report["before"], report["after"], samples, problems)
+            if not check_same(report["before"], report["after"], samples, problems):
+                compare_labels(report["before"], report["after"], problems)
             with noting(problems):
                 check_related(images["optical"], images["sar"])
                 grid = _meet(stack, images, choice, report, problems)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hetecd
+from hetecd.align import is_known
 from hetecd.config import Role
 from hetecd.errors import InputError
 from hetecd.files import replacing
@@ -266,6 +267,8 @@ def _crs(results: Results) -> str:
 def _alignment(found: dict[str, Any] | None) -> str:
     if not found:
         return "not measured"
+    if not is_known(found["inlier_ratio"], found["tiles"]):
+        return f"SAR not moved: shift unknown; {found['note']}"
     x, y = found["shift_px"]
     turned = f", rotation {found['rotation_deg']:.2f}°, scale {found['scale']:.4f}"
     done = "moved" if found["moved"] else "not moved"

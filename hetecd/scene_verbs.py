@@ -180,7 +180,7 @@ def _predict_scene(args: Namespace, opened: Callable[..., Network]) -> str:
 
 def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, polygons: "PolygonSettings") -> "Summary":
     from hetecd.align import choose_move
-    from hetecd.doubts import doubts_of_labels, doubts_of_likeness, doubts_of_pixels
+    from hetecd.doubts import doubts_of_labels, doubts_of_likeness, doubts_of_pixels, labels_of
     from hetecd.grids import GridChoice
     from hetecd.ground import pixel_m
     from hetecd.pair import open_pair
@@ -191,14 +191,15 @@ def _map_scene(args: Namespace, opened: Callable[..., Network], asked: str, poly
     network, info, before_is, threshold, windows, batch = _settle(args, opened)
     heard: list[str] = []
     with warnings_heard(heard.append):  # at once, as they may explain what follows
-        _warn(doubts_of_labels(args.before, args.after, before_is, info))
+        labels = labels_of(args.before, args.after, before_is, info)
+        _warn(doubts_of_labels(*labels))
     choice = fill(GridChoice, args)
     open_moved = partial(open_pair, args.before, args.after, before_is, info.optical, info.sar, choice=choice)
     found = choose_move(open_moved, args.align)
     with open_moved(found.sar_move if found else None) as pair:
         with warnings_heard(heard.append):
             _warn(doubts_of_likeness(found))
-            _warn(doubts_of_pixels(pair, info))
+            _warn(doubts_of_pixels(pair, *labels))
             if said := info.unlike_pixels(pixel_m(pair.grid)):
                 _warn(["; ".join(said)])
             optical, sar = scale_to_pair(pair, info.optical, info.sar, args.scaling)

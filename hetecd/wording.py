@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hetecd.align import AGREE
+from hetecd.align import is_known
 from hetecd.raster import crs_name
 
 
@@ -23,7 +23,7 @@ def in_words(report: dict[str, Any]) -> str:
         if report["windows"]:
             lines.append(f"  windows   {report['windows']}")
         if shift := report["alignment"]:
-            known = shift["inlier_ratio"] >= AGREE[1]
+            known = is_known(shift["inlier_ratio"], shift["tiles"])
             x, y = shift["shift_px"]
             found = (
                 f"SAR {x:+.1f} px right, {y:+.1f} px down, {shift['inlier_ratio']:.0%} of {shift['tiles']} tiles agree"

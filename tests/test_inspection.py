@@ -1,6 +1,7 @@
 """What two images are and what is wrong with them, said before anything is mapped."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from rasterio.warp import transform as transform_points
 from test_pair import OPTICAL, SAR, UTM, WGS84, save
 
 from hetecd import cli
+from hetecd.align import Alignment
 from hetecd.config import ModelConfig
+from hetecd.doubts import doubts_of_likeness
 from hetecd.errors import InputError
 from hetecd.grids import GridChoice
 from hetecd.info import ModelInfo
@@ -346,7 +349,7 @@ def test_predict_says_what_names_tell_and_refuses_one_image_twice(decided, mappe
             "are 0 in every band but no nodata",
         ),
         ("optical.tif", lambda bands: np.where(bands > 1000, 2.0, 1.0), "only the values 1 and 2"),
-        ("optical.tif", lambda bands: 10 * np.log10(bands / 1e4 + 1e-4), "has values in decibels"),
+        ("optical.tif", lambda bands: 10 * np.log10(bands / 1e4 + 1e-4), "but has values in decibels"),
         (
             "optical.tif",
             lambda bands: np.concatenate([bands, bands]),
@@ -366,6 +369,27 @@ def test_predict_says_what_pixels_tell(decided, mapped, tmp_path, file, change, 
     assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
     warnings = json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"]
     assert sum(f"{tmp_path / file}: " in text and says in text for text in warnings) == 1
+    assert len(warnings) == len(set(warnings))
+
+
+def test_predict_refuses_a_copy_but_not_two_that_begin_empty(decided, mapped, tmp_path, capsys):
+    (tmp_path / "copy.tif").write_bytes((mapped.parent / "optical.tif").read_bytes())
+    words = ["--weights", str(decided), "--scaling", "weights", "-o", str(tmp_path / "out"), "--sar-bands", "1"]
+    assert cli.main(["predict", str(mapped.parent / "optical.tif"), str(tmp_path / "copy.tif"), *words]) == 1
+    assert "copy.tif: shows the same as" in capsys.readouterr().err
+    for name, count in (("a.tif", 4), ("b.tif", 1)):
+        save(tmp_path / name, OPTICAL, np.zeros((count, *OPTICAL.shape), np.float32))
+    assert cli.main(["predict", str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), *words]) == 0
+    assert "is 0 everywhere in the sample" in (tmp_path / "out" / "summary.json").read_text()
+
+
+def test_what_an_unknown_shift_says():
+    found = Alignment(Affine.identity(), (33.0, -65.0), None, 0.0, 1.0, 0.1, 10, False, "not moved: unsure")
+    assert str(found) == "SAR to optical unknown, 10% of 10 tiles agree; not moved: unsure"
+    assert "hardly show the same structures (10% of 10 tiles agree)" in doubts_of_likeness(found)[0]
+    assert doubts_of_likeness(replace(found, inlier_ratio=0.5)) == doubts_of_likeness(None) == []
+    assert str(replace(found, inlier_ratio=0.5)).startswith("SAR to optical +33.00 px right")
+    assert "unknown" in str(replace(found, inlier_ratio=0.375, tiles=8))
 
 
 def test_one_file_may_hold_both_dates(tmp_path):

@@ -23,7 +23,7 @@ from hetecd.report import _levels, _picture_url, facts, page, write_report
 from hetecd.survey import open_results
 
 MOVED = {"sar_move": [1, 0, -12, 0, 1, 7], "shift_px": [12, -7], "rotation_deg": 0, "scale": 1, "moved": True,
-         "note": "clear"}  # fmt: skip
+         "inlier_ratio": 0.8, "tiles": 20, "note": "clear"}  # fmt: skip
 
 
 @pytest.fixture
